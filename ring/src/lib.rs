@@ -6,6 +6,7 @@ pub mod buf;
 pub mod file;
 pub mod op;
 pub mod seg;
+pub mod sock;
 
 pub use buf::{Buf, Mem};
 pub use file::{Align, File, FileId};
