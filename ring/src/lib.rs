@@ -3,5 +3,6 @@
 //! This crate does not know what a disk is. It is the only crate with I/O `unsafe`; what it hands out is safe to use.
 
 pub mod seg;
+pub mod vring;
 
 pub use seg::Seg;
