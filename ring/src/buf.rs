@@ -62,7 +62,7 @@ impl Drop for Buf {
 #[derive(Clone, Debug)]
 pub struct Mem {
     segs: Rc<[Seg]>,
-    keep: Option<Rc<Buf>>,
+    _keep: Option<Rc<Buf>>,
     from: usize,
     len: usize,
 }
@@ -72,7 +72,7 @@ impl Mem {
     pub fn borrowed(segs: &[Seg]) -> Mem {
         Mem {
             segs: segs.into(),
-            keep: None,
+            _keep: None,
             from: 0,
             len: seg::len_bytes(segs),
         }
@@ -83,7 +83,7 @@ impl Mem {
         let buf = Buf::new(len_bytes)?;
         Some(Mem {
             segs: Rc::new([buf.seg()]),
-            keep: Some(Rc::new(buf)),
+            _keep: Some(Rc::new(buf)),
             from: 0,
             len: len_bytes,
         })
@@ -180,7 +180,11 @@ mod tests {
         assert_eq!(out.to_vec(), (15..60).collect::<Vec<u8>>());
         part.zero();
         assert!(part.is_zero() && !mem.is_zero());
-        assert_eq!(part.store(44, &[1, 2]), 1, "nothing is written past a window");
+        assert_eq!(
+            part.store(44, &[1, 2]),
+            1,
+            "nothing is written past a window"
+        );
     }
 
     #[test]
