@@ -48,13 +48,8 @@ pub fn receive(socket: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<Received> {
         message.msg_control = control.0.as_mut_ptr().cast();
         message.msg_controllen = CONTROL_BYTES as _;
         // SAFETY: `message` points at one iovec over `buf` and at `control`, with their true lengths; all outlive it.
-        let len = unsafe {
-            libc::recvmsg(
-                socket.as_raw_fd(),
-                &raw mut message,
-                libc::MSG_CMSG_CLOEXEC,
-            )
-        };
+        let len =
+            unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
         if let Ok(len_bytes) = usize::try_from(len) {
             let used = (message.msg_controllen as usize).min(CONTROL_BYTES);
             return Ok(Received {

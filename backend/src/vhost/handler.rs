@@ -56,7 +56,9 @@ impl VhostUserBackend for Handler {
     /// An empty answer is an error; the door has asked only for what there is.
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
         let space = config_space(&*self.session.device);
-        let part = space.get(offset as usize..).and_then(|rest| rest.get(..size as usize));
+        let part = space
+            .get(offset as usize..)
+            .and_then(|rest| rest.get(..size as usize));
         part.map(<[u8]>::to_vec).unwrap_or_default()
     }
 

@@ -74,7 +74,9 @@ pub(super) enum MemoryError {
         #[source]
         source: std::io::Error,
     },
-    #[error("memory region at {gpa:#x} cannot be aligned to the {page_bytes} byte pages of its file")]
+    #[error(
+        "memory region at {gpa:#x} cannot be aligned to the {page_bytes} byte pages of its file"
+    )]
     Align { gpa: u64, page_bytes: u64 },
     #[error("more than {SLOTS_MAX} memory regions")]
     TooMany,
@@ -114,7 +116,7 @@ impl Entry {
             .filter(|user| user.checked_add(len_bytes).is_some())
             .ok_or(MemoryError::Align { gpa, page_bytes })?;
         let mapped = Slot {
-            // Unique, as slots do not overlap, and page numbers of slots up to PARKED leave room for the longest.
+            // `Table::add` finds it a place of its own.
             gpa: PARKED,
             len_bytes,
             user,

@@ -12,7 +12,7 @@ use super::fds::is_eventfd;
 use super::memory::Slot;
 use super::wire::Message;
 
-/// What a front end asks.
+/// What a front end asks, as far as the door has to look at it; the rest of the body is checked and goes on as it is.
 #[derive(Debug)]
 pub(super) enum Request {
     GetFeatures,
@@ -22,15 +22,15 @@ pub(super) enum Request {
     SetMemTable(Vec<(Slot, OwnedFd)>),
     SetVringNum { index: u16, size: u16 },
     SetVringAddr { index: u16, at: RingAddress },
-    SetVringBase { index: u16, base: u16 },
-    GetVringBase { index: u16 },
-    SetVringKick { index: u16, fd: OwnedFd },
-    SetVringCall { index: u16, fd: Option<OwnedFd> },
-    SetVringErr { index: u16, fd: Option<OwnedFd> },
+    SetVringBase { index: u16 },
+    GetVringBase,
+    SetVringKick(OwnedFd),
+    SetVringCall(Option<OwnedFd>),
+    SetVringErr(Option<OwnedFd>),
     GetProtocolFeatures,
     SetProtocolFeatures(u64),
     GetQueueNum,
-    SetVringEnable { index: u16 },
+    SetVringEnable,
     SetBackendReqFd(OwnedFd),
     GetConfig(ConfigRange),
     SetConfig { range: ConfigRange, bytes: Vec<u8> },
@@ -70,7 +70,10 @@ pub(super) enum Malformed {
     #[error("unknown message {code}")]
     Unknown { code: u32 },
     #[error("message {name} with a body of {body_bytes} bytes")]
-    Length { name: &'static str, body_bytes: usize },
+    Length {
+        name: &'static str,
+        body_bytes: usize,
+    },
     #[error("message {name} with {count} descriptors")]
     Fds { name: &'static str, count: usize },
     #[error("message {name} with a descriptor of the wrong kind")]
@@ -221,7 +224,9 @@ impl Spec {
         };
         let body_bytes = body.len();
         let name = self.name;
-        right.then_some(()).ok_or(Malformed::Length { name, body_bytes })
+        right
+            .then_some(())
+            .ok_or(Malformed::Length { name, body_bytes })
     }
 
     fn check_fds(&self, message: &Message) -> Result<(), Malformed> {
@@ -257,22 +262,14 @@ impl Parser<'_> {
                 size: self.short(word(self.body, 4))?,
             },
             FrontendReq::SET_VRING_ADDR => self.ring_address()?,
-            FrontendReq::SET_VRING_BASE => Request::SetVringBase {
-                index: self.index(word(self.body, 0).into())?,
-                base: self.short(word(self.body, 4))?,
-            },
-            FrontendReq::GET_VRING_BASE => Request::GetVringBase {
-                index: self.index(word(self.body, 0).into())?,
-            },
+            FrontendReq::SET_VRING_BASE => self.base()?,
+            FrontendReq::GET_VRING_BASE => {
+                self.index(word(self.body, 0).into())?;
+                Request::GetVringBase
+            }
             FrontendReq::SET_VRING_KICK => self.kick(fds.pop())?,
-            FrontendReq::SET_VRING_CALL => Request::SetVringCall {
-                index: self.vring_fd_index()?,
-                fd: self.eventfd(fds.pop())?,
-            },
-            FrontendReq::SET_VRING_ERR => Request::SetVringErr {
-                index: self.vring_fd_index()?,
-                fd: self.eventfd(fds.pop())?,
-            },
+            FrontendReq::SET_VRING_CALL => Request::SetVringCall(self.eventfd(fds.pop())?),
+            FrontendReq::SET_VRING_ERR => Request::SetVringErr(self.eventfd(fds.pop())?),
             FrontendReq::GET_PROTOCOL_FEATURES => Request::GetProtocolFeatures,
             FrontendReq::SET_PROTOCOL_FEATURES => Request::SetProtocolFeatures(long(self.body, 0)),
             FrontendReq::GET_QUEUE_NUM => Request::GetQueueNum,
@@ -305,20 +302,25 @@ impl Parser<'_> {
         u16::try_from(value).or_else(|_| self.value(value.into()))
     }
 
+    fn base(&self) -> Result<Request, Malformed> {
+        let index = self.index(word(self.body, 0).into())?;
+        // A split ring's index has 16 bits.
+        self.short(word(self.body, 4))?;
+        Ok(Request::SetVringBase { index })
+    }
+
     fn one(&self, mut fds: Vec<OwnedFd>) -> Result<OwnedFd, Malformed> {
         let name = self.name;
         fds.pop().ok_or(Malformed::Fds { name, count: 0 })
     }
 
-    fn vring_fd_index(&self) -> Result<u16, Malformed> {
+    /// The descriptor of a KICK, CALL or ERR, whose body names the ring.
+    fn eventfd(&self, fd: Option<OwnedFd>) -> Result<Option<OwnedFd>, Malformed> {
         let value = long(self.body, 0);
         if value & !(VRING_INDEX | VRING_NOFD) != 0 {
             return self.value(value);
         }
-        self.index(value & VRING_INDEX)
-    }
-
-    fn eventfd(&self, fd: Option<OwnedFd>) -> Result<Option<OwnedFd>, Malformed> {
+        self.index(value & VRING_INDEX)?;
         match fd {
             Some(fd) if !is_eventfd(fd.as_fd()) => Err(Malformed::FdKind { name: self.name }),
             fd => Ok(fd),
@@ -326,18 +328,17 @@ impl Parser<'_> {
     }
 
     fn kick(&self, fd: Option<OwnedFd>) -> Result<Request, Malformed> {
-        let index = self.vring_fd_index()?;
         // NOFD would ask us to poll the ring: a ring without a kick never sleeps. Better refused than dead.
         let Some(fd) = self.eventfd(fd)? else {
             return self.value(long(self.body, 0));
         };
-        Ok(Request::SetVringKick { index, fd })
+        Ok(Request::SetVringKick(fd))
     }
 
     fn enable(&self) -> Result<Request, Malformed> {
-        let index = self.index(word(self.body, 0).into())?;
+        self.index(word(self.body, 0).into())?;
         match word(self.body, 4) {
-            0 | 1 => Ok(Request::SetVringEnable { index }),
+            0 | 1 => Ok(Request::SetVringEnable),
             other => self.value(other.into()),
         }
     }

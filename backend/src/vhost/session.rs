@@ -136,10 +136,10 @@ impl Session {
     }
 
     pub(super) fn check_stopped(&self, index: u16) -> Result<(), SessionError> {
-        self.with_ring(index, |ring| match ring.running {
+        match self.with_ring(index, |ring| ring.running) {
             true => Err(SessionError::Running { index }),
             false => Ok(()),
-        })
+        }
     }
 
     pub(super) fn check_size(&self, index: u16, size: u16) -> Result<(), SessionError> {
@@ -156,7 +156,10 @@ impl Session {
     /// `settle` checks again.
     pub(super) fn check_address(&self, index: u16, at: &RingAddress) -> Result<(), SessionError> {
         let state = self.lock();
-        let size = state.rings.get(usize::from(index)).and_then(|ring| ring.size);
+        let size = state
+            .rings
+            .get(usize::from(index))
+            .and_then(|ring| ring.size);
         match state.table.layout(at, size.unwrap_or(1)) {
             Some(_) => Ok(()),
             None => Err(SessionError::Unreachable { index }),
@@ -421,5 +424,7 @@ fn running(index: usize) -> SessionError {
 }
 
 fn clone_fd(fd: Option<&OwnedFd>) -> Result<Option<OwnedFd>, SessionError> {
-    fd.map(OwnedFd::try_clone).transpose().map_err(SessionError::Fds)
+    fd.map(OwnedFd::try_clone)
+        .transpose()
+        .map_err(SessionError::Fds)
 }
