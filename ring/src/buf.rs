@@ -180,7 +180,11 @@ mod tests {
         assert_eq!(out.to_vec(), (15..60).collect::<Vec<u8>>());
         part.zero();
         assert!(part.is_zero() && !mem.is_zero());
-        assert_eq!(part.store(44, &[1, 2]), 1, "nothing is written past a window");
+        assert_eq!(
+            part.store(44, &[1, 2]),
+            1,
+            "nothing is written past a window"
+        );
     }
 
     #[test]

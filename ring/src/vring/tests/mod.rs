@@ -1,4 +1,10 @@
 //! The ring against a driver of our own, the reference walk, garbage and a second thread.
 
 mod basics;
+mod damage;
+mod garbage;
 mod guest;
+mod memory;
+mod notify;
+mod reference;
+mod stress;
