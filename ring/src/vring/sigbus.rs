@@ -218,6 +218,7 @@ fn map_zeroes(start: usize, len_bytes: usize) -> Result<(), i32> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use std::fs::File;
     use std::os::fd::{AsRawFd, FromRawFd};

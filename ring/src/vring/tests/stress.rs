@@ -36,7 +36,8 @@ impl Event {
     }
 }
 
-struct Random(u64);
+/// Numbers from a seed, and how long a pause may be: short ones make the two threads meet within a store's delay.
+struct Random(u64, u64);
 
 impl Random {
     fn below(&mut self, bound: u64) -> u64 {
@@ -48,10 +49,10 @@ impl Random {
 
     /// Shifts the two threads against each other.
     fn dawdle(&mut self) {
-        for _ in 0..self.below(200) {
+        for _ in 0..self.below(self.1) {
             std::hint::spin_loop();
         }
-        if self.below(16) == 0 {
+        if self.below(64) == 0 {
             std::thread::yield_now();
         }
     }
@@ -146,13 +147,14 @@ fn drive(
 fn run(seed: u64, features: RingFeatures) {
     println!("seed {seed}, {features:?}");
     let map = memory(&[(0, 0x10000)]);
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let pause = [1, 4, 20, 200][seed as usize % 4];
+    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, pause);
     let mut driver = Driver::new(&map, 1 << random.below(5), 0);
     driver.start_at(random.below(65536) as u16);
     (0..driver.layout.size).for_each(|at| driver.desc(at, D(0x9000, 8, 0, 0)));
     let ring = driver.device(features);
     let (kick, call) = (Event::default(), Event::default());
-    let others = Random(random.below(u64::MAX) | 1);
+    let others = Random(random.below(u64::MAX) | 1, pause);
     std::thread::scope(|scope| {
         scope.spawn(|| device(ring, &kick, &call, others));
         drive(&mut driver, features, (&kick, &call), random);
