@@ -24,7 +24,7 @@ const MAPPED: u64 = 1 << 63;
 pub enum Started {
     /// It is over already.
     Done(Outcome),
-    /// Its end will come out of [`Lane::next`].
+    /// Its end will come out of [`Lane::take`].
     Pending,
     /// The ring has no room; nothing was started. Try again after the next turn.
     Full,
@@ -290,7 +290,7 @@ impl Lane {
     }
 
     /// The next end, if any is left of the last turn.
-    pub fn next(&mut self) -> Option<Event> {
+    pub fn take(&mut self) -> Option<Event> {
         while let Some(&done) = self.done.get(self.next) {
             self.next += 1;
             if done.token & MAPPED == 0 {

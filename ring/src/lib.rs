@@ -14,6 +14,7 @@ mod slots;
 pub mod sys;
 mod tasks;
 mod transfer;
+pub mod vring;
 mod wait;
 
 pub use buf::{Buf, Mem};
