@@ -62,7 +62,7 @@ impl Drop for Buf {
 #[derive(Clone, Debug)]
 pub struct Mem {
     segs: Rc<[Seg]>,
-    keep: Option<Rc<Buf>>,
+    _keep: Option<Rc<Buf>>,
     from: usize,
     len: usize,
 }
@@ -72,7 +72,7 @@ impl Mem {
     pub fn borrowed(segs: &[Seg]) -> Mem {
         Mem {
             segs: segs.into(),
-            keep: None,
+            _keep: None,
             from: 0,
             len: seg::len_bytes(segs),
         }
@@ -83,7 +83,7 @@ impl Mem {
         let buf = Buf::new(len_bytes)?;
         Some(Mem {
             segs: Rc::new([buf.seg()]),
-            keep: Some(Rc::new(buf)),
+            _keep: Some(Rc::new(buf)),
             from: 0,
             len: len_bytes,
         })
