@@ -1,3 +1,4 @@
-//! backend
+//! The daemon `virtioblkd`: guests in front, operators at the side. It does not know what qcow2 is.
 
 pub mod cli;
+pub mod virtio_blk;
