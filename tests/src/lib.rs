@@ -1,1 +1,3 @@
-//! tests
+//! What needs two crates or a real peer: the guest's side of vhost-user-blk, real guests, hostile front ends, benchmarks.
+
+pub mod client;
