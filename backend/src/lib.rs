@@ -1,4 +1,5 @@
 //! The daemon `virtioblkd`: guests in front, operators at the side. It does not know what qcow2 is.
 
 pub mod cli;
+pub mod process;
 pub mod virtio_blk;
