@@ -6,6 +6,7 @@ pub mod buf;
 mod engine;
 pub mod file;
 mod handle;
+pub mod inherited;
 pub mod op;
 mod ring;
 pub mod seg;

@@ -252,3 +252,136 @@ fn listify_object(members: Map<String, Value>, path: &str) -> Result<Value, Refu
         .collect::<Result<Vec<_>, _>>()
         .map(Value::Array)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn tree(text: &str) -> Result<Value, String> {
+        let keyval = parse(text, "implied").map_err(|refusal| refusal.to_string())?;
+        let members = listify(keyval.members).map_err(|refusal| refusal.to_string())?;
+        Ok(Value::Object(members))
+    }
+
+    #[test]
+    fn arguments_become_trees() {
+        let cases = [
+            ("", json!({})),
+            ("x", json!({"implied": "x"})),
+            ("a=b", json!({"a": "b"})),
+            ("a=b,", json!({"a": "b"})),
+            ("a=", json!({"a": ""})),
+            ("a==b", json!({"a": "=b"})),
+            ("a=1,,2,,,b=c", json!({"a": "1,2,", "b": "c"})),
+            ("a=1,a=2", json!({"a": "2"})),
+            (
+                "x,a.b.c=1,a.d=2",
+                json!({"implied": "x", "a": {"b": {"c": "1"}, "d": "2"}}),
+            ),
+            ("a.1=y,a.0=x", json!({"a": ["x", "y"]})),
+            ("a.0.b=x,a.1.b=y", json!({"a": [{"b": "x"}, {"b": "y"}]})),
+            ("a.b.0=x", json!({"a": {"b": ["x"]}})),
+            ("file=ünï,,cödé", json!({"file": "ünï,cödé"})),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(tree(text), Ok(expected), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn help_is_noticed_among_parameters_but_not_as_a_value() {
+        let help = |text| parse(text, "implied").unwrap().help;
+        assert!(help("help"));
+        assert!(help("?"));
+        assert!(help("x,help"));
+        assert!(help("x,a=b,?"));
+        assert!(!help("x,a=help"));
+        assert!(!help("helpful"));
+        assert!(!help("x,help=on"));
+    }
+
+    #[test]
+    fn nesting_is_bounded() {
+        let key = |fragments: usize| vec!["a"; fragments].join(".");
+        assert!(tree(&format!("{}=x", key(DEPTH_MAX))).is_ok());
+        let refused = tree(&format!("{}=x", key(DEPTH_MAX + 1)));
+        assert_eq!(refused, Err("Parameters are nested too deeply".to_owned()));
+        assert!(tree(&format!("{}=x", key(60_000))).is_err());
+    }
+
+    #[test]
+    fn a_huge_index_costs_no_memory() {
+        let refused = tree("a.0=x,a.4294967295=y");
+        assert_eq!(refused, Err("Parameter 'a.1' missing".to_owned()));
+    }
+
+    /// The inverse of parsing: every leaf with its dotted key.
+    fn spell(value: &Value, key: &str, out: &mut Vec<String>) {
+        let below = |name: &str| match key {
+            "" => name.to_owned(),
+            _ => format!("{key}.{name}"),
+        };
+        match value {
+            Value::Object(members) => members
+                .iter()
+                .for_each(|(name, value)| spell(value, &below(name), out)),
+            Value::Array(elements) => elements
+                .iter()
+                .enumerate()
+                .for_each(|(at, value)| spell(value, &below(&at.to_string()), out)),
+            Value::String(text) => out.push(format!("{key}={}", text.replace(',', ",,"))),
+            other => panic!("not a keyval leaf: {other}"),
+        }
+    }
+
+    fn a_tree() -> impl Strategy<Value = Value> {
+        let leaf = ".{0,8}".prop_map(Value::String);
+        let below = leaf.prop_recursive(4, 24, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 1..4).prop_map(Value::Array),
+                prop::collection::hash_map("[a-zA-Z][a-zA-Z0-9_-]{0,6}", inner, 1..4)
+                    .prop_map(|members| Value::Object(members.into_iter().collect())),
+            ]
+        });
+        prop::collection::hash_map("[a-zA-Z][a-zA-Z0-9_-]{0,6}", below, 0..5)
+            .prop_map(|members| Value::Object(members.into_iter().collect()))
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_spelled_out_is_read_back(value in a_tree()) {
+            let mut parameters = Vec::new();
+            spell(&value, "", &mut parameters);
+            prop_assert_eq!(tree(&parameters.join(",")), Ok(value));
+        }
+
+        #[test]
+        fn order_does_not_matter_without_duplicates(value in a_tree()) {
+            let mut parameters = Vec::new();
+            spell(&value, "", &mut parameters);
+            parameters.reverse();
+            prop_assert_eq!(tree(&parameters.join(",")), Ok(value));
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(text in "\\PC*") {
+            let _ = tree(&text);
+        }
+
+        #[test]
+        fn no_text_of_its_own_alphabet_makes_it_panic(text in "[ab01.,=?_-]{0,40}") {
+            let _ = tree(&text);
+        }
+
+        #[test]
+        fn leaves_are_never_longer_than_the_text(text in "[ab01.,=_-]{0,60}") {
+            if let Ok(value) = tree(&text) {
+                let mut parameters = Vec::new();
+                spell(&value, "", &mut parameters);
+                prop_assert!(parameters.len() <= text.len());
+            }
+        }
+    }
+}

@@ -16,6 +16,8 @@ mod scalar;
 mod schema_export;
 mod schema_node;
 mod schema_object;
+#[cfg(test)]
+mod tests;
 mod visit;
 
 use std::ffi::{OsStr, OsString};
