@@ -55,7 +55,12 @@ impl<W: Write> CpioWriter<W> {
     ///
     /// # Errors
     /// What writing to `W` says.
-    pub(super) fn character_device(&mut self, path: &str, major: u32, minor: u32) -> io::Result<()> {
+    pub(super) fn character_device(
+        &mut self,
+        path: &str,
+        major: u32,
+        minor: u32,
+    ) -> io::Result<()> {
         self.entry(path, MODE_CHARACTER_DEVICE, (major, minor), &[])
     }
 

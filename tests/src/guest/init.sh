@@ -25,7 +25,7 @@ while :; do
     while IFS= read -r line && [ "$line" != "@@run" ]; do
         printf '%s\n' "$line" >>/tmp/script
     done
-    sh /tmp/script </dev/null
+    /usr/bin/dash /tmp/script </dev/null
     status=$?
     echo
     echo "@@exit $status"

@@ -16,15 +16,15 @@ use std::process::Command;
 const INIT: &str = include_str!("init.sh");
 
 /// Programs of the host's that the guest gets, with the libraries they name.
-const PROGRAMS: [&str; 8] = [
+const PROGRAMS: [&str; 7] = [
+    // Debian's busybox has a shell that prefers its own applets to these programs, whatever PATH says.
+    "dash",
     "fio",
     "mkfs.ext4",
     "e2fsck",
     "fstrim",
     "blkdiscard",
     "blockdev",
-    "filefrag",
-    "findmnt",
 ];
 const PROGRAM_DIRECTORIES: [&str; 4] = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"];
 

@@ -89,7 +89,8 @@ fn messages(directory: &Path) -> PathBuf {
 
 fn add_machine(command: &mut Command, image: &Image, disks: usize, console: &Path) {
     // The kernel gives "disks=", which it does not know, to the first process as a variable.
-    let append = format!("console=ttyS0 panic=-1 loglevel=5 disks={disks}");
+    // A periodic tick: under TCG on a busy machine a one-shot timer of the local APIC was lost now and then, and its processor with it.
+    let append = format!("console=ttyS0 panic=-1 loglevel=5 nohz=off highres=off disks={disks}");
     command
         .args(["-nodefaults", "-no-user-config", "-display", "none"])
         .args(["-machine", "q35,memory-backend=memory"])
