@@ -1,5 +1,6 @@
-//! What the tests of two crates or of a real peer share: daemons under test, guests, the host's view of a disk.
+//! What needs two crates or a real peer: the guest's side of vhost-user-blk, real guests, hostile front ends, benchmarks.
 
+pub mod client;
 pub mod daemon;
 pub mod disk_file;
 pub mod guest;

@@ -1,0 +1,264 @@
+//! What the command line means, as plain structs: every default filled in, every inheritance between a node and its inline children applied.
+//!
+//! The one rule: a value of these types has passed every check that needs no execution. What is left for the executor is what depends on the
+//! world: files, sockets, nodes that exist or do not, identifiers already taken.
+
+use std::path::PathBuf;
+
+use super::error::Refusal;
+
+/// The whole command line, once help, version and wrong options are out of the way.
+#[derive(Debug)]
+pub struct Invocation {
+    /// In the order given. Execute one after the other and stop at the first error, whether from parsing or from executing:
+    /// a wrong option is reported only after everything before it has been done.
+    pub steps: Vec<Step>,
+    /// Where to write the process id once everything is up.
+    pub pidfile: Option<PathBuf>,
+    /// Whether to leave the terminal once everything is up.
+    pub daemonize: Daemonize,
+    /// Lines for stderr before anything runs (for instance which format `--blk-file` took).
+    pub notices: Vec<String>,
+}
+
+/// Whether the process goes to the background.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Daemonize {
+    /// Stay.
+    Foreground,
+    /// The parent exits with the start-up status of the child.
+    Background,
+}
+
+/// One argument that does something, with the words the user wrote.
+#[derive(Debug)]
+pub struct Step {
+    /// The option and its argument as written (`--blockdev driver=file,…`): the prefix of every message about this step.
+    pub origin: String,
+    /// What to do, or why it cannot be done.
+    pub command: Result<Command, Refusal>,
+}
+
+/// A command, checked but not executed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// `--object`
+    Object(ObjectOptions),
+    /// `--blockdev`
+    Blockdev(BlockdevOptions),
+    /// `--export`
+    Export(ExportOptions),
+    /// `--object help`: print this on stdout and end with success, whatever was done before.
+    ShowHelp(String),
+}
+
+/// `--object`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ObjectOptions {
+    /// `iothread`
+    Iothread(IothreadOptions),
+}
+
+/// `--object iothread`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IothreadOptions {
+    /// Well formed, not known to be free.
+    pub id: String,
+    /// How long a thread may poll before it sleeps; 0 turns polling off.
+    pub poll_max_ns: u64,
+}
+
+/// `--blockdev`, and every inline child.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockdevOptions {
+    /// Always there for `--blockdev` itself; a child without one gets a generated name (`#block123`).
+    pub node_name: Option<String>,
+    /// What every node has.
+    pub common: NodeCommon,
+    /// What this driver has.
+    pub driver: DriverOptions,
+}
+
+/// Options of every node. An inline child has inherited what it did not say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeCommon {
+    /// `discard`: `ignore` for a root node, `unmap` for an inline child, unless said.
+    pub discard: Discard,
+    /// `cache.direct`: O_DIRECT.
+    pub cache_direct: bool,
+    /// `cache.no-flush`: flushes are not passed to the kernel.
+    pub cache_no_flush: bool,
+    /// `read-only`
+    pub read_only: bool,
+    /// `auto-read-only`: open read-only where writing is not permitted.
+    pub auto_read_only: bool,
+    /// `force-share`: take no locks; only with `read-only`.
+    pub force_share: bool,
+    /// `detect-zeroes`
+    pub detect_zeroes: DetectZeroes,
+}
+
+/// What a discard does to the host file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Discard {
+    /// Nothing; the request succeeds.
+    Ignore,
+    /// Punches a hole.
+    Unmap,
+}
+
+/// Whether written zeroes are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DetectZeroes {
+    /// No.
+    Off,
+    /// They become write-zeroes requests.
+    On,
+    /// They become write-zeroes requests that may unmap; only with `discard=unmap`.
+    Unmap,
+}
+
+/// Options of one driver, by its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DriverOptions {
+    /// `file`: a regular file.
+    File(FileOptions),
+    /// `host_device`: a block device.
+    HostDevice(FileOptions),
+    /// `raw`: a window on a child.
+    Raw(RawOptions),
+    /// `null-co`: completes in the submitter.
+    NullCo(NullOptions),
+    /// `null-aio`: the same, completed asynchronously.
+    NullAio(NullOptions),
+    /// `x-delay`: our own filter; every request waits before it passes.
+    Delay(DelayOptions),
+}
+
+/// `file` and `host_device`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileOptions {
+    /// As given; relative to the working directory.
+    pub filename: PathBuf,
+    /// `None`: io_uring, and a thread pool where the kernel refuses it.
+    pub aio: Option<Aio>,
+    /// `locking`
+    pub locking: Locking,
+}
+
+/// `aio=`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aio {
+    /// A thread pool.
+    Threads,
+    /// Served by io_uring; only with `cache.direct=on`, as in QEMU.
+    Native,
+    /// io_uring or a clear failure.
+    IoUring,
+}
+
+/// `locking=`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Locking {
+    /// Take no locks.
+    Off,
+    /// Take them or fail.
+    On,
+    /// Take them where the kernel has OFD locks.
+    Auto,
+}
+
+/// `raw`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RawOptions {
+    /// Where the bytes are.
+    pub file: ChildRef,
+    /// Where the window starts, in bytes.
+    pub offset_bytes: u64,
+    /// How long it is; `None`: to the end.
+    pub size_bytes: Option<u64>,
+}
+
+/// `null-co` and `null-aio`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NullOptions {
+    /// 1 GiB unless said.
+    pub size_bytes: u64,
+    /// How long each request takes.
+    pub latency_ns: u64,
+    /// Whether reads fill the buffer with zeroes; else they leave it alone.
+    pub read_zeroes: bool,
+}
+
+/// `x-delay`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DelayOptions {
+    /// The filtered child.
+    pub file: ChildRef,
+    /// How long each request waits.
+    pub latency_ns: u64,
+}
+
+/// A child, by name or written out in place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChildRef {
+    /// A node defined before.
+    Node(String),
+    /// A node defined here.
+    Inline(Box<BlockdevOptions>),
+}
+
+/// `--export`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportOptions {
+    /// Well formed, not known to be free.
+    pub id: String,
+    /// The node to export.
+    pub node_name: String,
+    /// `writable`: off unless said.
+    pub writable: bool,
+    /// `writethrough`: each write is stable before it is answered.
+    pub writethrough: bool,
+    /// `iothread`: the queues run on that thread; `None`: one thread per started queue.
+    pub iothread: Option<String>,
+    /// `fixed-iothread`: failing to use `iothread` is an error.
+    pub fixed_iothread: bool,
+    /// What this type of export has.
+    pub kind: ExportKind,
+}
+
+/// Options of one type of export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExportKind {
+    /// `vhost-user-blk`
+    VhostUserBlk(VhostUserBlkOptions),
+}
+
+/// `--export vhost-user-blk`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VhostUserBlkOptions {
+    /// Where front ends come from.
+    pub addr: ExportAddress,
+    /// A power of two, 512 to 2 MiB; `None`: what the node has (512 unless its device says more).
+    pub logical_block_size_bytes: Option<u32>,
+    /// 1 to [`NUM_QUEUES_MAX`].
+    pub num_queues: u16,
+    /// What GET_ID answers; `None`: the export's id.
+    pub serial: Option<String>,
+}
+
+/// `num-queues` when not given: QEMU's front end asks for one per vCPU and fails when there are fewer.
+pub const NUM_QUEUES_DEFAULT: u16 = 16;
+/// A kick, call or error message names its ring in eight bits (vhost-user, "A vring file descriptor").
+pub const NUM_QUEUES_MAX: u16 = 256;
+
+/// Where a vhost-user front end comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExportAddress {
+    /// `addr.type=unix`: listen on this path.
+    Unix(PathBuf),
+    /// `addr.type=fd`: an inherited listening socket, by number.
+    ListeningFd(i32),
+    /// `addr.type=connected-fd`: an inherited connected socket, by number; the export ends with the connection.
+    ConnectedFd(i32),
+}

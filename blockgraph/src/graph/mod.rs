@@ -1,0 +1,233 @@
+//! The graph: nodes, edges with roles, immutable generations.
+//!
+//! The rule: a generation never changes. An edit builds generation n+1 and publishes it whole, or nothing; queue threads
+//! adopt it between batches.
+
+mod edge;
+
+pub use edge::{Edge, Role};
+
+use crate::node::{Driver, Filter, Info, NodeId};
+use ring::File;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// May guests and jobs change the node?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reads only.
+    ReadOnly,
+    /// Reads and writes.
+    ReadWrite,
+}
+
+/// What becomes of a discard (QEMU's `discard=`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiscardPolicy {
+    /// Dropped: the default.
+    Ignore,
+    /// Passed down.
+    Unmap,
+}
+
+/// What becomes of a write whose bytes are all zero (QEMU's `detect-zeroes=`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DetectZeroes {
+    /// Written like any other.
+    Off,
+    /// A write-zeroes that keeps the space.
+    On,
+    /// A write-zeroes that may give the space back.
+    Unmap,
+}
+
+/// Options every node has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Common {
+    /// `read-only=`
+    pub access: Access,
+    /// `discard=`
+    pub discard: DiscardPolicy,
+    /// `detect-zeroes=`
+    pub detect_zeroes: DetectZeroes,
+}
+
+impl Default for Common {
+    fn default() -> Common {
+        Common {
+            access: Access::ReadWrite,
+            discard: DiscardPolicy::Ignore,
+            detect_zeroes: DetectZeroes::Off,
+        }
+    }
+}
+
+/// What a node does.
+#[derive(Debug)]
+pub enum Body {
+    /// It knows where its bytes live.
+    Driver(Box<dyn Driver>),
+    /// It lets requests pass to another node.
+    Filter(Box<dyn Filter>),
+}
+
+/// A node of the graph.
+#[derive(Debug)]
+pub struct Node {
+    name: String,
+    kind: &'static str,
+    common: Common,
+    body: Body,
+    edges: Vec<Edge>,
+    files: Vec<Arc<File>>,
+}
+
+/// What a new node is made of.
+#[derive(Debug)]
+pub struct NewNode {
+    /// Its node-name.
+    pub name: String,
+    /// Its driver's name, as in `driver=`.
+    pub kind: &'static str,
+    /// Options every node has.
+    pub common: Common,
+    /// What it does.
+    pub body: Body,
+    /// Its children.
+    pub edges: Vec<Edge>,
+    /// The files its `map` may answer.
+    pub files: Vec<Arc<File>>,
+}
+
+impl Node {
+    /// Its node-name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its driver's name.
+    pub fn kind(&self) -> &'static str {
+        self.kind
+    }
+
+    /// Options every node has.
+    pub fn common(&self) -> Common {
+        self.common
+    }
+
+    /// What it does.
+    pub fn body(&self) -> &Body {
+        &self.body
+    }
+
+    /// Its children.
+    pub fn edges(&self) -> &[Edge] {
+        &self.edges
+    }
+
+    /// True if a write must be looked at, or refused, before it may be mapped.
+    pub fn writes_serve(&self) -> bool {
+        self.common.detect_zeroes != DetectZeroes::Off || self.common.access == Access::ReadOnly
+    }
+}
+
+/// One generation.
+#[derive(Clone, Debug, Default)]
+pub struct Graph {
+    generation: u64,
+    nodes: Vec<Option<Arc<Node>>>,
+}
+
+impl Graph {
+    /// Which generation it is; the first, empty one is 0.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// A node by id.
+    pub fn node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(id.0 as usize)?.as_deref()
+    }
+
+    /// A node by name.
+    pub fn find(&self, name: &str) -> Option<NodeId> {
+        self.nodes().find(|(_, n)| n.name == name).map(|(id, _)| id)
+    }
+
+    /// Every node.
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
+        let named = self.nodes.iter().enumerate();
+        named.filter_map(|(at, node)| Some((NodeId(at as u32), node.as_deref()?)))
+    }
+
+    /// Every file a walk may end at.
+    pub fn files(&self) -> impl Iterator<Item = &Arc<File>> {
+        self.nodes().flat_map(|(_, node)| node.files.iter())
+    }
+
+    /// Size and limits of a node; a filter's are those of what it filters.
+    pub fn info(&self, id: NodeId) -> Option<Info> {
+        let mut id = id;
+        for _ in 0..crate::map::DEPTH_MAX {
+            match self.node(id)?.body() {
+                Body::Driver(driver) => return Some(driver.info()),
+                Body::Filter(filter) => id = filter.below(),
+            }
+        }
+        None
+    }
+
+    /// Adds a node and returns its id.
+    pub fn insert(&mut self, new: NewNode) -> NodeId {
+        let id = NodeId(self.nodes.len() as u32);
+        let NewNode {
+            name,
+            kind,
+            common,
+            body,
+            edges,
+            files,
+        } = new;
+        self.nodes.push(Some(Arc::new(Node {
+            name,
+            kind,
+            common,
+            body,
+            edges,
+            files,
+        })));
+        id
+    }
+}
+
+/// The graph as the process holds it: the newest generation, and a counter that threads look at between batches.
+#[derive(Debug, Default)]
+pub struct Current {
+    generation: AtomicU64,
+    graph: Mutex<Arc<Graph>>,
+}
+
+impl Current {
+    /// The newest generation.
+    pub fn get(&self) -> Arc<Graph> {
+        self.graph
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Its number, without a lock.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Publishes `graph` as the next generation.
+    pub fn publish(&self, mut graph: Graph) -> Arc<Graph> {
+        let mut current = self.graph.lock().unwrap_or_else(PoisonError::into_inner);
+        graph.generation = current.generation + 1;
+        let next = Arc::new(graph);
+        *current = next.clone();
+        self.generation.store(next.generation, Ordering::Release);
+        next
+    }
+}

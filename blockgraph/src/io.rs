@@ -1,0 +1,245 @@
+//! The serve path: a request as ordinary async code, coming back to the fast walk for everything below it.
+//!
+//! The rule: policies every node has (read-only, discard, detect-zeroes, bounds) are obeyed here, once, so that no
+//! driver repeats them.
+
+use crate::graph::{Access, Body, DetectZeroes, DiscardPolicy, Graph, Node};
+use crate::map::{Passed, Place, Plan, Walk, walk};
+use crate::mode::Chooser;
+use crate::node::{Filter, Local, NodeId, Outcome};
+use crate::pin::{Epochs, Pins};
+use crate::request::{Dir, Kind, Request, Unmap};
+use crate::status::Status;
+use crate::units::Span;
+use ring::{Durability, Errno, Mem, Op};
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// What a thread shares between its fast path and its tasks.
+#[derive(Debug)]
+pub struct Thread {
+    pub(crate) ring: ring::Handle,
+    pub(crate) pins: RefCell<Pins>,
+    pub(crate) chooser: RefCell<Chooser>,
+}
+
+/// A task's way to nodes and files, on one generation of the graph.
+#[derive(Clone, Debug)]
+pub struct Io {
+    pub(crate) thread: Rc<Thread>,
+    pub(crate) graph: Arc<Graph>,
+}
+
+/// What the common policies made of a request.
+enum Decision {
+    Done,
+    Go(Request),
+}
+
+impl Io {
+    /// The generation this task runs on.
+    pub fn graph(&self) -> &Arc<Graph> {
+        &self.graph
+    }
+
+    /// Asks `node`. Errors: EROFS for a change of a read-only node, EINVAL past its end, and whatever it answers.
+    pub fn request(&self, node: NodeId, request: Request) -> Local<'_, Outcome> {
+        Box::pin(self.dispatch(node, request))
+    }
+
+    /// Reads `mem.len()` bytes at `at` of `node`.
+    pub async fn read(&self, node: NodeId, at: u64, mem: &Mem) -> Outcome {
+        let span = Span::new(at, mem.len() as u64).ok_or(Errno::INVAL)?;
+        let mem = mem.clone();
+        let kind = Kind::Read;
+        self.request(node, Request { kind, span, mem }).await
+    }
+
+    /// Writes `mem` at `at` of `node`.
+    pub async fn write(&self, node: NodeId, at: u64, mem: &Mem) -> Outcome {
+        let span = Span::new(at, mem.len() as u64).ok_or(Errno::INVAL)?;
+        let mem = mem.clone();
+        let kind = Kind::Write(Durability::Cached);
+        self.request(node, Request { kind, span, mem }).await
+    }
+
+    /// What is known of the beginning of `span` of `node`; filters answer as what they filter.
+    pub async fn status(&self, node: NodeId, span: Span) -> Result<Status, Errno> {
+        let mut id = node;
+        for _ in 0..crate::map::DEPTH_MAX {
+            match self.node(id)?.body() {
+                Body::Driver(driver) => return driver.status(self, span).await,
+                Body::Filter(filter) => id = filter.below(),
+            }
+        }
+        Err(Errno(libc::ELOOP))
+    }
+
+    /// Runs one operation on a file of this thread's ring.
+    pub async fn file(&self, op: Op, mem: Mem) -> Outcome {
+        self.thread.ring.run(op, mem).await
+    }
+
+    /// Waits at least `ns` nanoseconds.
+    pub async fn sleep(&self, ns: u64) {
+        // A timeout has no other way to end than to end; an error would only make it short.
+        let _ = self.thread.ring.run(Op::Timeout { ns }, Mem::none()).await;
+    }
+
+    /// Waits until every mapped request that was under way at the call, on any thread, has completed.
+    pub async fn grace(&self) {
+        let epochs: Arc<Epochs> = self.thread.pins.borrow().epochs().clone();
+        epochs.grace().await;
+    }
+
+    fn node(&self, id: NodeId) -> Result<&Node, Errno> {
+        self.graph.node(id).ok_or(Errno::IO)
+    }
+
+    async fn dispatch(&self, id: NodeId, request: Request) -> Outcome {
+        let node = self.node(id)?;
+        let request = match self.decide(id, node, request)? {
+            Decision::Done => return Ok(()),
+            Decision::Go(request) => request,
+        };
+        match node.body() {
+            Body::Filter(filter) => self.pass(filter.as_ref(), request).await,
+            Body::Driver(driver) => match self.mapped(id, &request) {
+                Some(plan) => self.run(&plan, &request).await,
+                None => driver.serve(self, request).await,
+            },
+        }
+    }
+
+    fn decide(&self, id: NodeId, node: &Node, mut request: Request) -> Result<Decision, Errno> {
+        if request.kind == Kind::Flush {
+            return Ok(Decision::Go(request));
+        }
+        let info = self.graph.info(id).ok_or(Errno::IO)?;
+        if request.span.end() > info.size_bytes {
+            return Err(Errno::INVAL);
+        }
+        let common = node.common();
+        if request.kind.writes() && common.access == Access::ReadOnly {
+            return Err(Errno::RDONLY);
+        }
+        if request.span.is_empty() {
+            return Ok(Decision::Done);
+        }
+        if let Kind::Write(durability) = request.kind
+            && common.detect_zeroes != DetectZeroes::Off
+            && request.mem.is_zero()
+        {
+            let unmap = match common.detect_zeroes {
+                DetectZeroes::Unmap => Unmap::Allow,
+                _ => Unmap::Keep,
+            };
+            request = Request::plain(Kind::WriteZeroes(unmap, durability), request.span);
+        }
+        if common.discard == DiscardPolicy::Ignore {
+            match request.kind {
+                Kind::Discard => return Ok(Decision::Done),
+                Kind::WriteZeroes(_, durability) => {
+                    request.kind = Kind::WriteZeroes(Unmap::Keep, durability);
+                }
+                _ => {}
+            }
+        }
+        Ok(Decision::Go(request))
+    }
+
+    async fn pass(&self, filter: &dyn Filter, request: Request) -> Outcome {
+        let (dir, span, below) = (request.kind.dir(), request.span, filter.below());
+        if request.kind == Kind::Flush {
+            return self.request(below, request).await;
+        }
+        while !filter.ready(dir, span) {
+            filter.before(self, dir, span).await?;
+        }
+        filter.begin(dir, span);
+        let outcome = self.request(below, request).await;
+        filter.end(dir, span, outcome);
+        outcome
+    }
+
+    fn mapped(&self, id: NodeId, request: &Request) -> Option<Plan> {
+        let dir = request.kind.mapped_dir()?;
+        if !self.thread.chooser.borrow_mut().may_map() {
+            return None;
+        }
+        // The policies of this node are obeyed already, and `walk` would stop at them again.
+        if dir == Dir::Write && self.node(id).ok()?.writes_serve() {
+            return None;
+        }
+        self.thread.pins.borrow_mut().refresh();
+        let mut plan = Plan::default();
+        match walk(&self.graph, id, dir, request.span, &mut plan) {
+            Walk::Mapped => Some(plan),
+            Walk::Slow => None,
+        }
+    }
+
+    /// Carries out a plan that was made with pins just refreshed; nothing may await in between.
+    async fn run(&self, plan: &Plan, request: &Request) -> Outcome {
+        let pin = self.thread.pins.borrow_mut().pin();
+        let _unpin = Unpin { io: self, pin };
+        begin(&self.graph, plan, request.kind.dir());
+        let mut running = Vec::with_capacity(plan.pieces().len());
+        let mut from = 0;
+        for piece in plan.pieces() {
+            let mem = request.mem.slice(from, piece.len as usize);
+            from += piece.len as usize;
+            match piece.place {
+                Place::Zero => mem.zero(),
+                Place::Void => {}
+                Place::File(file, at) => {
+                    let op = match request.kind {
+                        Kind::Write(durability) => Op::Write {
+                            file,
+                            at,
+                            durability,
+                        },
+                        _ => Op::Read { file, at },
+                    };
+                    running.push(self.thread.ring.run(op, mem));
+                }
+            }
+        }
+        let mut outcome = Ok(());
+        for op in running {
+            outcome = outcome.and(op.await);
+        }
+        end(&self.graph, plan.passed(), request.kind.dir(), outcome);
+        outcome
+    }
+}
+
+struct Unpin<'a> {
+    io: &'a Io,
+    pin: crate::pin::Pin,
+}
+
+impl Drop for Unpin<'_> {
+    fn drop(&mut self) {
+        self.io.thread.pins.borrow_mut().unpin(self.pin);
+    }
+}
+
+/// Tells the filters of a plan that the request passes.
+pub(crate) fn begin(graph: &Graph, plan: &Plan, dir: Dir) {
+    for passed in plan.passed() {
+        if let Some(Body::Filter(filter)) = graph.node(passed.filter).map(Node::body) {
+            filter.begin(dir, passed.span);
+        }
+    }
+}
+
+/// Tells the filters of a plan, lowest first, how the request ended.
+pub(crate) fn end(graph: &Graph, passed: &[Passed], dir: Dir, outcome: Outcome) {
+    for passed in passed.iter().rev() {
+        if let Some(Body::Filter(filter)) = graph.node(passed.filter).map(Node::body) {
+            filter.end(dir, passed.span, outcome);
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! A thread's way through the graph: requests go in, ends come out.
+//!
+//! The rule: this is the one place that pins, walks, submits and completes, for guests, exports, jobs and tests alike.
+//! On the mapped path nothing here allocates, locks, logs or reads a clock.
+
+use crate::graph::{Current, Graph};
+use crate::io::{self, Io, Thread};
+use crate::map::{Passed, Place, Plan, Walk, walk};
+use crate::mode::{Chooser, Mode};
+use crate::node::{NodeId, Outcome};
+use crate::pin::{Epochs, Pin, Pins};
+use crate::request::{Dir, Kind, Request};
+use crate::units::Span;
+use ring::{Done, Errno, Mem, Op, Seg, Wait};
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Tokens with this bit belong to mapped requests; all others are the caller's.
+const MAPPED: u64 = 1 << 63;
+
+/// What came of starting a request.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Started {
+    /// It is over already.
+    Done(Outcome),
+    /// Its end will come out of [`Lane::take`].
+    Pending,
+    /// The ring has no room; nothing was started. Try again after the next turn.
+    Full,
+}
+
+/// What comes out of a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A request that was started with `token` is over.
+    Finished {
+        /// The caller's.
+        token: u64,
+        /// How it ended.
+        outcome: Outcome,
+    },
+    /// An operation the caller armed on the ring itself (a poll, a timeout) has fired.
+    Signal {
+        /// The caller's.
+        token: u64,
+        /// How.
+        result: Outcome,
+    },
+}
+
+/// A mapped request in flight.
+#[derive(Debug)]
+struct Pending {
+    token: u64,
+    left: u32,
+    outcome: Outcome,
+    pin: Option<Pin>,
+    dir: Dir,
+    /// The filters to tell, and the graph they are in, if it passed any. Kept between requests for its capacity.
+    passed: Vec<Passed>,
+    graph: Option<Arc<Graph>>,
+}
+
+/// Finished tasks leave their ends here.
+type Finished = Rc<RefCell<Vec<(u64, Outcome)>>>;
+
+/// One thread's way through the graph.
+#[derive(Debug)]
+pub struct Lane {
+    thread: Rc<Thread>,
+    tasks: ring::Tasks,
+    current: Arc<Current>,
+    graph: Arc<Graph>,
+    plan: Plan,
+    pending: Vec<Pending>,
+    free: Vec<u32>,
+    finished: Finished,
+    done: Vec<Done>,
+    next: usize,
+    in_flight: usize,
+}
+
+impl Lane {
+    /// A lane on `ring`, which it takes over; both stay on the calling thread.
+    pub fn new(ring: ring::Ring, current: Arc<Current>, epochs: Arc<Epochs>, mode: Mode) -> Lane {
+        let bell = ring.bell();
+        let thread = Rc::new(Thread {
+            ring: ring::Handle::new(ring),
+            pins: RefCell::new(Pins::new(epochs)),
+            chooser: RefCell::new(Chooser::new(mode)),
+        });
+        let graph = Arc::new(Graph::default());
+        let mut lane = Lane {
+            thread,
+            tasks: ring::Tasks::new(bell),
+            current,
+            graph,
+            plan: Plan::default(),
+            pending: Vec::new(),
+            free: Vec::new(),
+            finished: Finished::default(),
+            done: Vec::with_capacity(256),
+            next: 0,
+            in_flight: 0,
+        };
+        lane.adopt();
+        lane
+    }
+
+    /// The ring, for operations of the caller's own. Their tokens must not have the top bit.
+    pub fn ring(&self) -> &ring::Handle {
+        &self.thread.ring
+    }
+
+    /// The generation the lane is on.
+    pub fn graph(&self) -> &Arc<Graph> {
+        &self.graph
+    }
+
+    /// Requests under way.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Before starting a batch of requests: pins, and adopts a newer generation if there is one.
+    pub fn begin_batch(&mut self) {
+        if self.current.generation() != self.graph.generation() {
+            self.adopt();
+        }
+        self.thread.pins.borrow_mut().refresh();
+    }
+
+    /// After a batch.
+    pub fn end_batch(&mut self) {
+        self.thread.pins.borrow_mut().settle();
+    }
+
+    /// Starts a request of `node`. `span` lies within the node; `segs` are its memory, kept valid by the caller until
+    /// the end comes out (none for flush, discard, write-zeroes). `token` has its top bit clear.
+    pub fn start(
+        &mut self,
+        node: NodeId,
+        kind: Kind,
+        span: Span,
+        segs: &[Seg],
+        token: u64,
+    ) -> Started {
+        debug_assert_eq!(token & MAPPED, 0);
+        if let Some(dir) = kind.mapped_dir()
+            && !span.is_empty()
+            && self.thread.chooser.borrow_mut().may_map()
+            && walk(&self.graph, node, dir, span, &mut self.plan) == Walk::Mapped
+        {
+            return self.start_mapped(kind, dir, segs, token);
+        }
+        self.start_task(node, kind, span, segs, token);
+        Started::Pending
+    }
+
+    fn start_mapped(&mut self, kind: Kind, dir: Dir, segs: &[Seg], token: u64) -> Started {
+        let files = self.plan.pieces().iter();
+        let left = files.filter(|p| matches!(p.place, Place::File(..))).count();
+        let thread = self.thread.clone();
+        let mut ring = thread.ring.borrow_mut();
+        if ring.room() < left {
+            return Started::Full;
+        }
+        io::begin(&self.graph, &self.plan, dir);
+        let slot = if left > 0 {
+            self.hold(token, left as u32, dir)
+        } else {
+            0
+        };
+        let mut from = 0;
+        for piece in self.plan.pieces() {
+            let len = piece.len as usize;
+            match piece.place {
+                Place::Zero => ring::seg::zero(segs, from, len),
+                Place::Void => {}
+                Place::File(file, at) => {
+                    let op = match kind {
+                        Kind::Write(durability) => Op::Write {
+                            file,
+                            at,
+                            durability,
+                        },
+                        _ => Op::Read { file, at },
+                    };
+                    ring.start(op, segs, from, len, MAPPED | u64::from(slot));
+                }
+            }
+            from += len;
+        }
+        if left > 0 {
+            return Started::Pending;
+        }
+        io::end(&self.graph, self.plan.passed(), dir, Ok(()));
+        Started::Done(Ok(()))
+    }
+
+    fn hold(&mut self, token: u64, left: u32, dir: Dir) -> u32 {
+        let slot = self.free.pop().unwrap_or_else(|| self.grow());
+        self.in_flight += 1;
+        let pending = &mut self.pending[slot as usize];
+        pending.token = token;
+        pending.left = left;
+        pending.outcome = Ok(());
+        pending.pin = Some(self.thread.pins.borrow_mut().pin());
+        pending.dir = dir;
+        if !self.plan.passed().is_empty() {
+            pending.passed.extend_from_slice(self.plan.passed());
+            pending.graph = Some(self.graph.clone());
+        }
+        slot
+    }
+
+    /// One more slot: happens until as many requests have been in flight as ever will be.
+    fn grow(&mut self) -> u32 {
+        self.pending.push(Pending {
+            token: 0,
+            left: 0,
+            outcome: Ok(()),
+            pin: None,
+            dir: Dir::Read,
+            passed: Vec::new(),
+            graph: None,
+        });
+        (self.pending.len() - 1) as u32
+    }
+
+    fn start_task(&mut self, node: NodeId, kind: Kind, span: Span, segs: &[Seg], token: u64) {
+        let io = Io {
+            thread: self.thread.clone(),
+            graph: self.graph.clone(),
+        };
+        let finished = self.finished.clone();
+        let mem = Mem::borrowed(segs);
+        self.in_flight += 1;
+        self.tasks.spawn(Box::pin(async move {
+            let outcome = io.request(node, Request { kind, span, mem }).await;
+            finished.borrow_mut().push((token, outcome));
+        }));
+    }
+
+    /// Runs work of the caller's own as a task of this lane; its end comes out with `token`.
+    pub fn spawn<F>(&mut self, token: u64, work: impl FnOnce(Io) -> F)
+    where
+        F: Future<Output = Outcome> + 'static,
+    {
+        let work = work(Io {
+            thread: self.thread.clone(),
+            graph: self.graph.clone(),
+        });
+        let finished = self.finished.clone();
+        self.in_flight += 1;
+        self.tasks.spawn(Box::pin(async move {
+            let outcome = work.await;
+            finished.borrow_mut().push((token, outcome));
+        }));
+    }
+
+    /// Runs tasks that can go on, then enters the ring once: submits, and waits as asked unless something is already to
+    /// be had. Errors are the ring's own and final.
+    pub fn turn(&mut self, wait: Wait) -> std::io::Result<()> {
+        self.tasks.run();
+        self.drop_done();
+        let busy = self.next < self.done.len()
+            || !self.finished.borrow().is_empty()
+            || self.tasks.can_run();
+        let wait = if busy { Wait::Not } else { wait };
+        self.thread.ring.borrow_mut().turn(wait, &mut self.done)?;
+        self.tasks.run();
+        Ok(())
+    }
+
+    /// True if [`Lane::turn`] would find something without waiting; no system call.
+    pub fn has_news(&self) -> bool {
+        self.next < self.done.len()
+            || !self.finished.borrow().is_empty()
+            || self.tasks.can_run()
+            || self.thread.ring.has_news()
+    }
+
+    fn drop_done(&mut self) {
+        if self.next == self.done.len() {
+            self.done.clear();
+            self.next = 0;
+        }
+    }
+
+    /// The next end, if any is left of the last turn.
+    pub fn take(&mut self) -> Option<Event> {
+        while let Some(&done) = self.done.get(self.next) {
+            self.next += 1;
+            if done.token & MAPPED == 0 {
+                let (token, result) = (done.token, done.result);
+                return Some(Event::Signal { token, result });
+            }
+            if let Some(event) = self.mapped_piece_done((done.token & !MAPPED) as u32, done.result)
+            {
+                return Some(event);
+            }
+        }
+        let (token, outcome) = self.finished.borrow_mut().pop()?;
+        self.in_flight -= 1;
+        Some(Event::Finished { token, outcome })
+    }
+
+    fn mapped_piece_done(&mut self, slot: u32, result: Result<(), Errno>) -> Option<Event> {
+        let pending = self.pending.get_mut(slot as usize)?;
+        pending.outcome = pending.outcome.and(result);
+        pending.left -= 1;
+        if pending.left > 0 {
+            return None;
+        }
+        self.free.push(slot);
+        self.in_flight -= 1;
+        if let Some(graph) = pending.graph.take() {
+            io::end(&graph, &pending.passed, pending.dir, pending.outcome);
+            pending.passed.clear();
+        }
+        if let Some(pin) = pending.pin.take() {
+            self.thread.pins.borrow_mut().unpin(pin);
+        }
+        Some(Event::Finished {
+            token: pending.token,
+            outcome: pending.outcome,
+        })
+    }
+
+    /// Moves to the newest generation; requests in flight stay on theirs.
+    fn adopt(&mut self) {
+        self.graph = self.current.get();
+        let mut ring = self.thread.ring.borrow_mut();
+        for file in self.graph.files() {
+            ring.adopt(file);
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! THE FAST PATH: walks from a node down to file extents by pure lookups, or gives up.
+//!
+//! Eight rules make it sound:
+//! 1. `map` and `ready` change nothing; a walk may be abandoned half-way. Tokens, counters and bits move in `begin`/`end`.
+//! 2. Pin the graph generation first, look up second; drop the pin at completion. Otherwise a discard can free the
+//!    cluster between lookup and I/O.
+//! 3. A freed host cluster waits in quarantine until every pin older than the free is gone.
+//! 4. Dirty bits are set in `end`: after the data landed, before the guest is told. Earlier, and a job can clear the bit
+//!    and read old data.
+//! 5. Allocation is prepare, data, commit, always in `serve`; dropping the prepared object undoes it.
+//! 6. Ranges held by someone (read-modify-write, copy-on-read, a fleecing read of the source) make `ready` answer false
+//!    or `map` answer slow: that is all "serialising" means.
+//! 7. A lock that is not free means `Slow`, never a wait, on a queue thread.
+//! 8. Short transfers, EINTR and a full submission queue are the ring's business; no node sees them, and no guest does:
+//!    full means stop popping.
+
+use crate::graph::{Body, Graph};
+use crate::node::{Map, NodeId};
+use crate::request::Dir;
+use crate::units::Span;
+use ring::FileId;
+
+/// A request in more pieces than this serves.
+pub const PIECES_MAX: usize = 8;
+/// A request through more filters than this serves.
+pub const FILTERS_MAX: usize = 8;
+/// A graph deeper than this serves (and `graph::open` refuses to build one).
+pub const DEPTH_MAX: usize = 250;
+
+/// Where one piece of a request lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At that offset of that file.
+    File(FileId, u64),
+    /// Zeroes.
+    Zero,
+    /// Nowhere.
+    Void,
+}
+
+/// A piece of a request: `len` bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Where it lives.
+    pub place: Place,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// A filter the walk passed, and the span it was asked about (in its own coordinates).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passed {
+    /// The filter.
+    pub filter: NodeId,
+    /// What it was asked.
+    pub span: Span,
+}
+
+/// What a successful walk found. Kept by the caller and used again: nothing here allocates.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pieces: [Piece; PIECES_MAX],
+    piece_count: usize,
+    passed: [Passed; FILTERS_MAX],
+    passed_count: usize,
+}
+
+impl Default for Plan {
+    fn default() -> Plan {
+        let piece = Piece {
+            place: Place::Void,
+            len: 0,
+        };
+        let passed = Passed {
+            filter: NodeId(0),
+            span: Span { at: 0, len: 0 },
+        };
+        Plan {
+            pieces: [piece; PIECES_MAX],
+            piece_count: 0,
+            passed: [passed; FILTERS_MAX],
+            passed_count: 0,
+        }
+    }
+}
+
+/// How a walk ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Walk {
+    /// The plan says where every byte lives.
+    Mapped,
+    /// Some layer has to serve.
+    Slow,
+}
+
+impl Plan {
+    /// The pieces in order; their lengths add up to the span's.
+    pub fn pieces(&self) -> &[Piece] {
+        &self.pieces[..self.piece_count]
+    }
+
+    /// The filters passed, topmost first.
+    pub fn passed(&self) -> &[Passed] {
+        &self.passed[..self.passed_count]
+    }
+
+    fn push_piece(&mut self, piece: Piece) -> Option<()> {
+        *self.pieces.get_mut(self.piece_count)? = piece;
+        self.piece_count += 1;
+        Some(())
+    }
+
+    fn push_passed(&mut self, passed: Passed) -> Option<()> {
+        *self.passed.get_mut(self.passed_count)? = passed;
+        self.passed_count += 1;
+        Some(())
+    }
+}
+
+/// Walks `span` of `top`; the span is not empty and lies within the node.
+pub fn walk(graph: &Graph, top: NodeId, dir: Dir, span: Span, plan: &mut Plan) -> Walk {
+    plan.piece_count = 0;
+    plan.passed_count = 0;
+    let mut rest = span;
+    while !rest.is_empty() {
+        // A filter must see a request once and whole, so a request that filters pass is one piece or serves.
+        if plan.passed_count > 0 {
+            return Walk::Slow;
+        }
+        let Some(piece) = descend(graph, top, dir, rest, plan) else {
+            return Walk::Slow;
+        };
+        if plan.passed_count > 0 && piece.len != span.len {
+            return Walk::Slow;
+        }
+        rest = rest.after(piece.len);
+        if plan.push_piece(piece).is_none() {
+            return Walk::Slow;
+        }
+    }
+    Walk::Mapped
+}
+
+/// Finds where the beginning of `span` lives; `None` means slow.
+fn descend(graph: &Graph, top: NodeId, dir: Dir, mut span: Span, plan: &mut Plan) -> Option<Piece> {
+    let mut id = top;
+    for _ in 0..DEPTH_MAX {
+        let node = graph.node(id)?;
+        if dir == Dir::Write && node.writes_serve() {
+            return None;
+        }
+        match node.body() {
+            Body::Filter(filter) => {
+                if !filter.ready(dir, span) {
+                    return None;
+                }
+                plan.push_passed(Passed { filter: id, span })?;
+                id = filter.below();
+            }
+            Body::Driver(driver) => match driver.map(dir, span) {
+                Map::Below { child, at, len } => {
+                    id = child;
+                    span = Span {
+                        at,
+                        len: len.min(span.len),
+                    };
+                }
+                answer => return piece(answer, dir, span.len),
+            },
+        }
+        if span.is_empty() {
+            return None;
+        }
+    }
+    None
+}
+
+fn piece(answer: Map, dir: Dir, len_max: u64) -> Option<Piece> {
+    let (place, len) = match answer {
+        Map::File { file, at, len } => (Place::File(file, at), len),
+        // Writing to what reads as zeroes is an allocation, or a driver's mistake: either way it serves.
+        Map::Zero { len } if dir == Dir::Read => (Place::Zero, len),
+        Map::Void { len } => (Place::Void, len),
+        Map::Zero { .. } | Map::Slow | Map::Below { .. } => return None,
+    };
+    let len = len.min(len_max);
+    (len > 0).then_some(Piece { place, len })
+}

@@ -1,0 +1,126 @@
+//! What a node is: a driver that says where its bytes live, or a filter that lets requests pass.
+//!
+//! The rule: `map` and `ready` are pure lookups that never block; whatever needs I/O, waiting or a change of metadata
+//! answers [`Map::Slow`] (or "not ready") and runs as `serve` (or `before`). See `map.rs` for the eight rules.
+
+use crate::io::Io;
+use crate::request::{Dir, Request};
+use crate::status::Status;
+use crate::units::Span;
+use ring::{Errno, FileId};
+use std::future::Future;
+use std::pin::Pin;
+
+/// A future on a queue thread: never leaves it.
+pub type Local<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// How a request ends; filters and drivers speak errno, since that is all a guest, an NBD client or a job can be told.
+pub type Outcome = Result<(), Errno>;
+
+/// Names a node in one graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub u32);
+
+/// Where the bytes of a span live. `len` is how much of the span, from its start, the answer covers: 1 to `span.len`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Map {
+    /// Ask that child.
+    Below {
+        /// Which child.
+        child: NodeId,
+        /// Where in it.
+        at: u64,
+        /// For how many bytes.
+        len: u64,
+    },
+    /// The walk ends here.
+    File {
+        /// Which file.
+        file: FileId,
+        /// Where in it.
+        at: u64,
+        /// For how many bytes.
+        len: u64,
+    },
+    /// Reads as zeroes.
+    Zero {
+        /// For how many bytes.
+        len: u64,
+    },
+    /// Nothing is stored: a write is done at once, a read leaves memory as it is (null without read-zeroes).
+    Void {
+        /// For how many bytes.
+        len: u64,
+    },
+    /// Needs I/O, waiting, or a change of metadata.
+    Slow,
+}
+
+/// What a node tells of itself; constant for the life of a generation unless resized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Physical and logical limits, for the guest's topology.
+    pub limits: Limits,
+}
+
+/// What transfers suit a node. All in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Smallest addressable unit underneath (a power of two, at least 512).
+    pub logical_block_bytes: u32,
+    /// Unit the storage writes without reading first (a power of two, at least the logical block).
+    pub physical_block_bytes: u32,
+    /// Best unit for a discard, 0 if discards do nothing.
+    pub discard_bytes: u32,
+    /// Preferred size of a streaming transfer, 0 if unknown.
+    pub optimal_io_bytes: u32,
+}
+
+impl Limits {
+    /// A disk of which nothing is known.
+    pub const PLAIN: Limits = Limits {
+        logical_block_bytes: 512,
+        physical_block_bytes: 512,
+        discard_bytes: 512,
+        optimal_io_bytes: 0,
+    };
+}
+
+/// A node that knows where its bytes live. Copy `driver/null.rs` to begin a new one.
+pub trait Driver: Send + Sync + std::fmt::Debug {
+    /// Where `span` lives, for a transfer in direction `dir`. Pure; may always answer `Slow`. `span` is not empty and
+    /// lies within the node's size.
+    fn map(&self, dir: Dir, span: Span) -> Map;
+
+    /// Does the request, whatever it takes; comes back through `io` for what lies below.
+    fn serve<'a>(&'a self, io: &'a Io, request: Request) -> Local<'a, Outcome>;
+
+    /// What is known of the beginning of `span` (see `status.rs`).
+    fn status<'a>(&'a self, io: &'a Io, span: Span) -> Local<'a, Result<Status, Errno>>;
+
+    /// Size and limits.
+    fn info(&self) -> Info;
+
+    /// Before the last reference goes: make everything durable that a close should (called on the control thread).
+    fn close(&self) {}
+}
+
+/// A filter may delay, observe or refuse. It has no way to move or change data. Copy `filter/delay.rs` to begin one.
+pub trait Filter: Send + Sync + std::fmt::Debug {
+    /// The child it filters.
+    fn below(&self) -> NodeId;
+
+    /// May it pass right now? Pure.
+    fn ready(&self, dir: Dir, span: Span) -> bool;
+
+    /// Makes it so. An error refuses the request.
+    fn before<'a>(&'a self, io: &'a Io, dir: Dir, span: Span) -> Local<'a, Outcome>;
+
+    /// Once, when it passes.
+    fn begin(&self, dir: Dir, span: Span);
+
+    /// Once, after it is done and before anybody is told.
+    fn end(&self, dir: Dir, span: Span, outcome: Outcome);
+}

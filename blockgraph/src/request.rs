@@ -1,0 +1,95 @@
+//! What can be asked of a node.
+
+use crate::units::Span;
+use ring::{Durability, Mem};
+
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dir {
+    /// From the node.
+    Read,
+    /// To the node.
+    Write,
+}
+
+/// May a write of zeroes give its space back?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmap {
+    /// The space stays allocated.
+    Keep,
+    /// The space may be deallocated.
+    Allow,
+}
+
+/// What is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Fill the memory from the span.
+    Read,
+    /// Write the memory to the span.
+    Write(Durability),
+    /// Make the span read as zeroes; carries no memory.
+    WriteZeroes(Unmap, Durability),
+    /// The span's content is no longer needed; carries no memory. Advice: a node may do nothing.
+    Discard,
+    /// Make every completed write durable; carries neither span nor memory.
+    Flush,
+}
+
+impl Kind {
+    /// The direction the fast walk is asked about; flush, discard and write-zeroes always serve.
+    pub fn mapped_dir(self) -> Option<Dir> {
+        match self {
+            Kind::Read => Some(Dir::Read),
+            // RWF_DSYNC is the ring's; a walk that passed filters and drivers is the same walk.
+            Kind::Write(_) => Some(Dir::Write),
+            Kind::WriteZeroes(..) | Kind::Discard | Kind::Flush => None,
+        }
+    }
+
+    /// What filters are told: everything but a read changes the node.
+    pub fn dir(self) -> Dir {
+        match self {
+            Kind::Read => Dir::Read,
+            _ => Dir::Write,
+        }
+    }
+
+    /// True if it changes what the node reads as.
+    pub fn writes(self) -> bool {
+        !matches!(self, Kind::Read | Kind::Flush)
+    }
+}
+
+/// A request on the serve path. `mem.len() == span.len` for reads and writes, and `mem` is empty otherwise.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What is asked.
+    pub kind: Kind,
+    /// Of which bytes.
+    pub span: Span,
+    /// With which memory.
+    pub mem: Mem,
+}
+
+impl Request {
+    /// A request without memory.
+    pub fn plain(kind: Kind, span: Span) -> Request {
+        Request {
+            kind,
+            span,
+            mem: Mem::none(),
+        }
+    }
+
+    /// The same request moved to where the span begins at `at` of a child.
+    pub fn moved(&self, at: u64) -> Request {
+        Request {
+            span: Span {
+                at,
+                len: self.span.len,
+            },
+            ..self.clone()
+        }
+    }
+}

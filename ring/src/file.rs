@@ -1,0 +1,78 @@
+//! An open file as the ring sees it: a descriptor and what the kernel wants of its transfers.
+//!
+//! The rule: alignment is the file's property, learned once at open; the ring bounces memory that does not fit it, and
+//! refuses offsets that do not (those need a read-modify-write, which is its caller's business).
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+/// Names a file in a process; never reused while the file is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileId(pub u32);
+
+/// What transfers on the file must be multiples of, in bytes; 1 where anything goes (the page cache).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Align {
+    /// Of memory addresses and the length of each memory segment.
+    pub memory_bytes: u32,
+    /// Of file offsets and total lengths.
+    pub offset_bytes: u32,
+}
+
+impl Align {
+    /// The page cache takes anything.
+    pub const NONE: Align = Align {
+        memory_bytes: 1,
+        offset_bytes: 1,
+    };
+
+    /// True if a transfer of `len_bytes` bytes at `at` needs no read-modify-write.
+    pub fn takes(&self, at: u64, len_bytes: u64) -> bool {
+        let mask = u64::from(self.offset_bytes) - 1;
+        (at | len_bytes) & mask == 0
+    }
+}
+
+/// An open file.
+#[derive(Debug)]
+pub struct File {
+    id: FileId,
+    fd: OwnedFd,
+    align: Align,
+}
+
+impl File {
+    /// Takes over `fd`. Alignments that are not powers of two become a page.
+    pub fn new(id: FileId, fd: OwnedFd, align: Align) -> File {
+        let sane = |bytes: u32| if bytes.is_power_of_two() { bytes } else { 4096 };
+        File {
+            id,
+            fd,
+            align: Align {
+                memory_bytes: sane(align.memory_bytes),
+                offset_bytes: sane(align.offset_bytes),
+            },
+        }
+    }
+
+    /// Its name.
+    pub fn id(&self) -> FileId {
+        self.id
+    }
+
+    /// What its transfers must be multiples of.
+    pub fn align(&self) -> Align {
+        self.align
+    }
+}
+
+impl AsFd for File {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for File {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}

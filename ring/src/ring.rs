@@ -1,0 +1,473 @@
+//! One thread's ring: operations go in, ends come out, each exactly once.
+//!
+//! The rule: nothing above sees a short transfer, EINTR, EAGAIN or a full queue, and nothing below outlives its slot.
+
+use crate::engine::pool::Pool;
+use crate::engine::uring::{Flavour, Uring};
+use crate::engine::{Engine, NOBODY, Report, Space, Step, Target};
+use crate::file::{Align, File};
+use crate::op::{Done, Durability, Errno, Op, OpId};
+use crate::seg::{self, Seg};
+use crate::sim;
+use crate::slots::{Owner, Slots, Stage};
+use crate::transfer::{self, BOUNCE_BYTES_MAX, Verdict};
+use crate::wait::{Bell, Wait};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::task::Waker;
+
+/// Operations in flight on one ring; more is back-pressure.
+pub const SLOTS: u32 = 2048;
+/// Bounce memory of one ring, in bytes; transfers beyond wait for others to end.
+const BOUNCE_BYTES_TOTAL_MAX: usize = 64 << 20;
+
+/// Slots that transfers leave to polls and timers, so that a kick is heard however busy the ring is.
+const RESERVE: usize = 256;
+
+/// What carries a ring's operations out.
+#[derive(Clone, Debug)]
+pub enum Choice {
+    /// io_uring, or threads where the kernel refuses it.
+    Best,
+    /// io_uring or an error.
+    Uring(Option<Flavour>),
+    /// A pool of threads.
+    Threads,
+    /// A simulated disk, for tests.
+    Sim(sim::Disk),
+}
+
+/// A file the ring knows.
+#[derive(Debug)]
+struct Known {
+    target: Target,
+    align: Align,
+    _open: Arc<File>,
+}
+
+/// The ring of one thread.
+#[derive(Debug)]
+pub struct Ring {
+    engine: Engine,
+    slots: Slots,
+    files: Vec<Option<Known>>,
+    /// Slots whose step did not fit anywhere yet.
+    backlog: VecDeque<u32>,
+    bounced_bytes: usize,
+    reports: Vec<Report>,
+    bell: Bell,
+    /// Futures that wait for a slot.
+    starved: Vec<Waker>,
+}
+
+impl Ring {
+    /// A ring for the calling thread, and it alone. Errors: io_uring refused (EPERM, ENOSYS) where it is insisted on,
+    /// or out of memory, descriptors or threads.
+    pub fn new(choice: Choice) -> io::Result<Ring> {
+        let engine = match choice {
+            Choice::Best => match Uring::new(None) {
+                Ok(uring) => Engine::Uring(Box::new(uring)),
+                Err(_) => Engine::Pool(Box::new(Pool::new()?)),
+            },
+            Choice::Uring(flavour) => Engine::Uring(Box::new(Uring::new(flavour)?)),
+            Choice::Threads => Engine::Pool(Box::new(Pool::new()?)),
+            Choice::Sim(disk) => Engine::Sim(Box::new(sim::Queue::new(disk))),
+        };
+        Ok(Ring {
+            engine,
+            slots: Slots::new(SLOTS),
+            files: Vec::new(),
+            backlog: VecDeque::new(),
+            bounced_bytes: 0,
+            reports: Vec::with_capacity(256),
+            bell: Bell::new()?,
+            starved: Vec::new(),
+        })
+    }
+
+    /// What carries its operations out, in a word or two, for logs and tests.
+    pub fn engine_name(&self) -> &'static str {
+        match &self.engine {
+            Engine::Uring(uring) => match uring.flavour() {
+                Flavour::DeferTaskrun => "io_uring, deferred task work",
+                Flavour::CoopTaskrun => "io_uring, cooperative task work",
+                Flavour::Plain => "io_uring",
+            },
+            Engine::Pool(_) => "threads",
+            Engine::Sim(_) => "simulated disk",
+        }
+    }
+
+    /// The bell that tasks of this ring ring; arm [`Op::Poll`] on it to be woken by it.
+    pub fn bell(&self) -> Bell {
+        self.bell.clone()
+    }
+
+    /// Makes a file known, so that operations may name it; the ring keeps it open.
+    pub fn adopt(&mut self, file: &Arc<File>) {
+        let at = file.id().0 as usize;
+        if self.files.len() <= at {
+            self.files.resize_with(at + 1, || None);
+        }
+        if self.files[at].is_none() {
+            let fd = file.as_raw_fd();
+            self.files[at] = Some(Known {
+                target: Target {
+                    id: file.id(),
+                    fd,
+                    fixed: self.engine.fix(fd),
+                },
+                align: file.align(),
+                _open: file.clone(),
+            });
+        }
+    }
+
+    /// How many operations may be started now; a few slots are kept for polls and timers.
+    pub fn room(&self) -> usize {
+        self.slots.room().saturating_sub(RESERVE)
+    }
+
+    /// Starts an operation on `len_bytes` bytes of `segs` from byte `from` (none for operations without memory). Its end
+    /// comes out of [`Ring::turn`] with `token`. The caller keeps the memory valid until then, and has looked at
+    /// [`Ring::room`]. The name is good for [`Op::Cancel`].
+    #[inline]
+    pub fn start(
+        &mut self,
+        op: Op,
+        segs: &[Seg],
+        from: usize,
+        len_bytes: usize,
+        token: u64,
+    ) -> Option<OpId> {
+        let id = self.slots.take(op, Owner::Token(token))?;
+        let slot = self.slots.get(id.slot);
+        slot.len_bytes = len_bytes;
+        match segs {
+            [seg] => slot.segs.push(seg.part(from, len_bytes)),
+            _ => slot.segs.extend(seg::window(segs, from, len_bytes)),
+        }
+        self.launch(id.slot);
+        Some(id)
+    }
+
+    /// Starts an operation without memory whose end nobody needs.
+    pub fn tell(&mut self, op: Op) {
+        let step = match op {
+            Op::Signal { fd } => Step::Signal { fd },
+            Op::Cancel { target } => Step::Cancel {
+                target: target.user_data(),
+            },
+            _ => return,
+        };
+        if self.engine.push(step, NOBODY).is_err() {
+            self.flush_queue();
+            // The queue was just emptied; if the kernel took nothing, it is out of memory and so is everybody's luck.
+            let _ = self.engine.push(step, NOBODY);
+        }
+    }
+
+    /// Submits what was started, waits as asked, and appends the ends of operations started with tokens. Errors: the
+    /// kernel's own and final (a ring that is no ring).
+    #[inline]
+    pub fn turn(&mut self, wait: Wait, out: &mut Vec<Done>) -> io::Result<()> {
+        if !self.backlog.is_empty() {
+            self.retry_backlog();
+        }
+        let wait = if self.reports.is_empty() {
+            wait
+        } else {
+            Wait::Not
+        };
+        let before = out.len();
+        let mut reports = std::mem::take(&mut self.reports);
+        let turned = self.engine.turn(wait, &mut reports);
+        for report in reports.drain(..) {
+            self.settle(report, out);
+        }
+        self.reports.append(&mut reports);
+        if self.reports.capacity() == 0 {
+            self.reports = reports;
+        }
+        if out.len() > before && !self.starved.is_empty() {
+            self.starved.drain(..).for_each(Waker::wake);
+        }
+        turned
+    }
+
+    /// True if a turn would find something without waiting; no system call.
+    pub fn has_news(&mut self) -> bool {
+        !self.reports.is_empty() || self.engine.has_news()
+    }
+
+    pub(crate) fn start_for_future(&mut self, op: Op, mem: Option<crate::Mem>) -> Option<OpId> {
+        if self.room() == 0 {
+            return None;
+        }
+        let id = self.slots.take(op, Owner::Future(None))?;
+        let slot = self.slots.get(id.slot);
+        if let Some(mem) = mem {
+            slot.len_bytes = mem.len();
+            slot.segs.extend(mem.segs());
+            slot.keep = Some(mem);
+        }
+        self.launch(id.slot);
+        Some(id)
+    }
+
+    /// The end of a future's operation, if it is over; else the waker is left with it.
+    pub(crate) fn take_end(&mut self, id: OpId, waker: &Waker) -> Option<Result<(), Errno>> {
+        let Some(slot) = self.slots.find(id) else {
+            return Some(Err(Errno::CANCELED));
+        };
+        if let Stage::Over(result) = slot.stage {
+            self.slots.release(id.slot);
+            self.starved.drain(..).for_each(Waker::wake);
+            return Some(result);
+        }
+        slot.owner = Owner::Future(Some(waker.clone()));
+        None
+    }
+
+    /// The future is gone: the slot lives on until the kernel is done with it.
+    pub(crate) fn orphan(&mut self, id: OpId) {
+        let Some(slot) = self.slots.find(id) else {
+            return;
+        };
+        if let Stage::Over(_) = slot.stage {
+            return self.slots.release(id.slot);
+        }
+        slot.owner = Owner::Orphan;
+        self.tell(Op::Cancel { target: id });
+    }
+
+    pub(crate) fn starve(&mut self, waker: &Waker) {
+        self.starved.push(waker.clone());
+    }
+
+    #[inline]
+    fn launch(&mut self, at: u32) {
+        match self.try_launch(at) {
+            Launch::Gone => {}
+            Launch::Later => self.backlog.push_back(at),
+            Launch::Failed(errno) => self.fail(at, errno),
+        }
+    }
+
+    #[inline]
+    fn try_launch(&mut self, at: u32) -> Launch {
+        let slot = self.slots.get(at);
+        let known = match slot.op {
+            Op::Read { file, .. }
+            | Op::Write { file, .. }
+            | Op::Sync { file, .. }
+            | Op::Punch { file, .. }
+            | Op::Zero { file, .. } => match self.files.get(file.0 as usize) {
+                Some(Some(known)) => Some((known.target, known.align)),
+                _ => return Launch::Failed(Errno(libc::EBADF)),
+            },
+            _ => None,
+        };
+        if let (Op::Read { .. } | Op::Write { .. }, Some((_, align))) = (slot.op, known) {
+            let had = slot.bounce.is_some();
+            if !had && transfer::needs_bounce(slot, align) {
+                if self.bounced_bytes + BOUNCE_BYTES_MAX > BOUNCE_BYTES_TOTAL_MAX {
+                    return Launch::Later;
+                }
+                self.bounced_bytes += BOUNCE_BYTES_MAX;
+            }
+            if !transfer::prepare(slot, align) {
+                return Launch::Failed(Errno::NOMEM);
+            }
+        }
+        let id = OpId {
+            slot: at,
+            generation: slot.generation,
+        };
+        if let Op::Timeout { ns } = slot.op {
+            slot.spec = crate::engine::uring::timespec(ns);
+        }
+        if push(&mut self.engine, self.slots.get(at), known, id) {
+            return Launch::Gone;
+        }
+        self.flush_queue();
+        if push(&mut self.engine, self.slots.get(at), known, id) {
+            return Launch::Gone;
+        }
+        Launch::Later
+    }
+
+    /// Makes room in the submission queue; what ends meanwhile is reported at the next turn.
+    fn flush_queue(&mut self) {
+        // A final error shows again at the next turn, where it can be returned.
+        let _ = self.engine.turn(Wait::Not, &mut self.reports);
+    }
+
+    #[cold]
+    fn retry_backlog(&mut self) {
+        for _ in 0..self.backlog.len() {
+            let Some(at) = self.backlog.pop_front() else {
+                return;
+            };
+            self.launch(at);
+        }
+    }
+
+    fn fail(&mut self, at: u32, errno: Errno) {
+        let id = OpId {
+            slot: at,
+            generation: self.slots.get(at).generation,
+        };
+        self.reports.push(Report {
+            user_data: id.user_data(),
+            result: -errno.0,
+            more: false,
+        });
+    }
+
+    #[inline]
+    fn settle(&mut self, report: Report, out: &mut Vec<Done>) {
+        let id = OpId::from_user_data(report.user_data);
+        let Some(slot) = self.slots.find(id) else {
+            return;
+        };
+        let result = match slot.op {
+            Op::Poll { fd } => return self.settle_poll(id, fd, report, out),
+            Op::Timeout { .. } if report.result == -libc::ETIME => Ok(()),
+            Op::Read { file, .. } | Op::Write { file, .. } => {
+                let known = self.files.get(file.0 as usize).and_then(Option::as_ref);
+                let align = known.map_or(Align::NONE, |known| known.align);
+                match transfer::judge(slot, align, report.result) {
+                    Verdict::Again => return self.launch(id.slot),
+                    Verdict::Over(result) => result,
+                }
+            }
+            _ => match transfer::judge(slot, Align::NONE, report.result) {
+                Verdict::Again => return self.launch(id.slot),
+                Verdict::Over(result) => result,
+            },
+        };
+        self.finish(id, result, out);
+    }
+
+    fn settle_poll(&mut self, id: OpId, fd: i32, report: Report, out: &mut Vec<Done>) {
+        if report.result < 0 {
+            return self.finish(id, Err(Errno(-report.result)), out);
+        }
+        let slot = self.slots.get(id.slot);
+        if let Owner::Token(token) = slot.owner {
+            out.push(Done {
+                token,
+                result: Ok(()),
+            });
+        }
+        if !report.more {
+            // Without multishot polls (before Linux 5.13) the next one would fire for the same event.
+            crate::sys::take_counter(fd);
+            self.launch(id.slot);
+        }
+    }
+
+    #[inline]
+    fn finish(&mut self, id: OpId, result: Result<(), Errno>, out: &mut Vec<Done>) {
+        let slot = self.slots.get(id.slot);
+        if slot.bounce.take().is_some() {
+            self.bounced_bytes -= BOUNCE_BYTES_MAX;
+        }
+        match &mut slot.owner {
+            Owner::Token(token) => {
+                out.push(Done {
+                    token: *token,
+                    result,
+                });
+                self.slots.release(id.slot);
+            }
+            Owner::Future(waker) => {
+                let waker = waker.take();
+                slot.keep = None;
+                slot.stage = Stage::Over(result);
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+            Owner::Orphan => self.slots.release(id.slot),
+        }
+    }
+}
+
+impl Drop for Ring {
+    /// Waits for the kernel to let go of every slot's memory. Whoever drops a ring with guest I/O in flight waits for
+    /// that I/O; polls and timers are cancelled.
+    fn drop(&mut self) {
+        let mut ends = Vec::new();
+        for id in self.slots.busy() {
+            self.tell(Op::Cancel { target: id });
+        }
+        while !self.slots.busy().is_empty() {
+            if self.turn(Wait::One, &mut ends).is_err() {
+                // The ring itself is gone, and the kernel with it.
+                return;
+            }
+        }
+    }
+}
+
+enum Launch {
+    Gone,
+    Later,
+    Failed(Errno),
+}
+
+#[inline]
+fn push(
+    engine: &mut Engine,
+    slot: &crate::slots::Slot,
+    known: Option<(Target, Align)>,
+    id: OpId,
+) -> bool {
+    let segs = if slot.wire.is_empty() {
+        &slot.segs
+    } else {
+        &slot.wire
+    };
+    let step = match (slot.op, known) {
+        (Op::Read { at, .. }, Some((file, _))) => Step::Read {
+            file,
+            at: at + slot.done_bytes as u64,
+            segs,
+        },
+        (Op::Write { at, durability, .. }, Some((file, _))) => Step::Write {
+            file,
+            at: at + slot.done_bytes as u64,
+            segs,
+            through: durability == Durability::Through,
+        },
+        (Op::Sync { level, .. }, Some((file, _))) => Step::Sync { file, level },
+        (Op::Punch { at, len_bytes, .. }, Some((file, _))) => Step::Space {
+            file,
+            how: Space::Punch,
+            at,
+            len_bytes,
+        },
+        (Op::Zero { at, len_bytes, .. }, Some((file, _))) => Step::Space {
+            file,
+            how: Space::Zero,
+            at,
+            len_bytes,
+        },
+        (Op::Poll { fd }, _) => Step::Poll { fd },
+        (Op::Signal { fd }, _) => Step::Signal { fd },
+        (Op::Timeout { ns }, _) => Step::Timeout {
+            ns,
+            spec: &slot.spec,
+        },
+        (Op::Cancel { target }, _) => Step::Cancel {
+            target: target.user_data(),
+        },
+        // Operations on files were resolved or refused above.
+        (_, None) => return true,
+    };
+    engine.push(step, id.user_data()).is_ok()
+}

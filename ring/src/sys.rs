@@ -1,0 +1,55 @@
+//! The few system calls std does not have, each behind one safe function.
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+/// A new eventfd: counter zero, non-blocking, closed on exec. Errors: EMFILE, ENFILE, ENOMEM.
+pub fn eventfd() -> io::Result<OwnedFd> {
+    // SAFETY: no pointer is passed.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just gave us this descriptor and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Waits until a descriptor is ready or `timeout_ms` (-1: for ever) has passed; fills in `revents`.
+pub fn poll(fds: &mut [libc::pollfd], timeout: Option<std::time::Duration>) -> io::Result<usize> {
+    let spec = timeout.map(|t| libc::timespec {
+        tv_sec: t.as_secs().min(i64::MAX as u64) as libc::time_t,
+        tv_nsec: i64::from(t.subsec_nanos()) as _,
+    });
+    let spec_ptr = spec.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    let (ptr, len) = (fds.as_mut_ptr(), fds.len() as libc::nfds_t);
+    // SAFETY: `fds` and `spec` outlive the call, and their lengths are what is passed.
+    let ready = unsafe { libc::ppoll(ptr, len, spec_ptr, std::ptr::null()) };
+    usize::try_from(ready).map_err(|_| io::Error::last_os_error())
+}
+
+/// Takes an eventfd's counter without ever blocking, whatever its flags say; false if there was nothing to take.
+pub fn take_counter(fd: RawFd) -> bool {
+    let mut counter = 0u64;
+    let iov = libc::iovec {
+        iov_base: std::ptr::from_mut(&mut counter).cast(),
+        iov_len: 8,
+    };
+    // SAFETY: one iovec that points to eight bytes of ours; offset -1 means the descriptor's own position.
+    let got = unsafe { libc::preadv2(fd, &raw const iov, 1, -1, libc::RWF_NOWAIT) };
+    got == 8
+}
+
+/// Adds one to an eventfd if that would not block; a full counter's reader is awake anyway.
+pub fn signal(fd: RawFd) {
+    let mut ready = [libc::pollfd {
+        fd,
+        events: libc::POLLOUT,
+        revents: 0,
+    }];
+    let writable = poll(&mut ready, Some(std::time::Duration::ZERO)).is_ok();
+    if writable && ready[0].revents & libc::POLLOUT != 0 {
+        let one = 1u64;
+        // SAFETY: eight bytes of ours.
+        unsafe { libc::write(fd, std::ptr::from_ref(&one).cast(), 8) };
+    }
+}
