@@ -1,4 +1,5 @@
 //! Discard and write-zeroes in a real guest. The rule: what the guest reads as zero is zero in the host's file, and the neighbours keep every byte.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use tests::daemon::{Daemon, Disk, Kind};
 use tests::disk_file::DiskFile;
