@@ -23,6 +23,9 @@ pub const SLOTS: u32 = 2048;
 /// Bounce memory of one ring, in bytes; transfers beyond wait for others to end.
 const BOUNCE_BYTES_TOTAL_MAX: usize = 64 << 20;
 
+/// Slots that transfers leave to polls and timers, so that a kick is heard however busy the ring is.
+const RESERVE: usize = 256;
+
 /// What carries a ring's operations out.
 #[derive(Clone, Debug)]
 pub enum Choice {
@@ -122,9 +125,9 @@ impl Ring {
         }
     }
 
-    /// How many operations may be started now.
+    /// How many operations may be started now; a few slots are kept for polls and timers.
     pub fn room(&self) -> usize {
-        self.slots.room()
+        self.slots.room().saturating_sub(RESERVE)
     }
 
     /// Starts an operation on `len_bytes` bytes of `segs` from byte `from` (none for operations without memory). Its end
@@ -211,6 +214,9 @@ impl Ring {
     }
 
     pub(crate) fn start_for_future(&mut self, op: Op, mem: Option<crate::Mem>) -> Option<OpId> {
+        if self.room() == 0 {
+            return None;
+        }
         let id = self.slots.take(op, Owner::Future(None))?;
         let slot = self.slots.get(id.slot);
         if let Some(mem) = mem {

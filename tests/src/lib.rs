@@ -1,1 +1,6 @@
-//! tests
+//! What needs two crates or a real peer: the guest's side of vhost-user-blk, real guests, hostile front ends, benchmarks.
+
+pub mod client;
+pub mod daemon;
+pub mod disk_file;
+pub mod guest;

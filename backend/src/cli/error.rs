@@ -16,4 +16,61 @@ impl Refusal {
             message: message.into(),
         }
     }
+
+    pub(super) fn missing(parameter: &str) -> Self {
+        Self::new(format!("Parameter '{parameter}' is missing"))
+    }
+
+    pub(super) fn unexpected(parameter: &str) -> Self {
+        Self::new(format!("Parameter '{parameter}' is unexpected"))
+    }
+
+    pub(super) fn expects(parameter: &str, what: &str) -> Self {
+        Self::new(format!("Parameter '{parameter}' expects {what}"))
+    }
+
+    pub(super) fn wrong_type(parameter: &str, expected: &str) -> Self {
+        Self::new(format!(
+            "Invalid parameter type for '{parameter}', expected: {expected}"
+        ))
+    }
+
+    pub(super) fn wrong_value(parameter: &str, value: &str) -> Self {
+        Self::new(format!(
+            "Parameter '{parameter}' does not accept value '{value}'"
+        ))
+    }
+
+    pub(super) fn out_of_range(parameter: &str, value: i64) -> Self {
+        Self::new(format!(
+            "Value '{value}' is out of range for parameter '{parameter}'"
+        ))
+    }
+
+    /// What QEMU has and we do not: said, never ignored.
+    pub(super) fn unsupported(what: impl std::fmt::Display) -> Self {
+        Self::new(format!("{what} is not supported by this version"))
+    }
+}
+
+/// The first refusal among the checks that QEMU makes only after an option was read as a whole.
+#[derive(Debug, Default)]
+pub(super) struct Later(Option<Refusal>);
+
+impl Later {
+    /// Remembers `why` unless `holds`, or unless something was remembered before.
+    pub(super) fn check(&mut self, holds: bool, why: impl FnOnce() -> Refusal) {
+        if !holds && self.0.is_none() {
+            self.0 = Some(why());
+        }
+    }
+
+    /// Takes over what `other` remembers, unless something was remembered before.
+    pub(super) fn merge(&mut self, other: Later) {
+        self.0 = self.0.take().or(other.0);
+    }
+
+    pub(super) fn into_result(self) -> Result<(), Refusal> {
+        self.0.map_or(Ok(()), Err)
+    }
 }

@@ -48,6 +48,8 @@ pub enum Command {
     Blockdev(BlockdevOptions),
     /// `--export`
     Export(ExportOptions),
+    /// `--object help`: print this on stdout and end with success, whatever was done before.
+    ShowHelp(String),
 }
 
 /// `--object`
@@ -140,8 +142,6 @@ pub struct FileOptions {
     pub filename: PathBuf,
     /// `None`: io_uring, and a thread pool where the kernel refuses it.
     pub aio: Option<Aio>,
-    /// The most requests to submit at once; 0 leaves it to us.
-    pub aio_max_batch: u64,
     /// `locking`
     pub locking: Locking,
 }

@@ -129,8 +129,8 @@ impl GuestMap {
 
     /// The host memory of `len_bytes` at `gpa` if it is in one piece.
     pub fn contiguous(&self, gpa: u64, len_bytes: u32) -> Option<Seg> {
-        let mut near = Near::default();
-        self.near(&mut near, gpa, len_bytes)
+        let region = self.regions.get(self.find(gpa)?)?;
+        region.piece(gpa, u64::from(len_bytes))
     }
 
     /// True once a page of the memory vanished: the session must end. Costs one relaxed load.
@@ -144,14 +144,23 @@ impl GuestMap {
         &*self.keep
     }
 
-    /// As `contiguous`, looking first where the last address was found.
+    /// As `contiguous`, looking first where the last addresses were found.
     #[inline]
     pub(super) fn near(&self, near: &mut Near, gpa: u64, len_bytes: u32) -> Option<Seg> {
-        if let Some(seg) = near.segment(gpa, len_bytes) {
-            return Some(seg);
+        let len = u64::from(len_bytes);
+        for region in [&near.last, &near.other] {
+            if let Some(seg) = region.piece(gpa, len) {
+                return Some(seg);
+            }
         }
-        near.region = self.regions.get(self.find(gpa)?).copied();
-        near.segment(gpa, len_bytes)
+        self.seek(near, gpa, len)
+    }
+
+    #[cold]
+    fn seek(&self, near: &mut Near, gpa: u64, len_bytes: u64) -> Option<Seg> {
+        let region = *self.regions.get(self.find(gpa)?)?;
+        near.other = std::mem::replace(&mut near.last, region);
+        region.piece(gpa, len_bytes)
     }
 
     /// The longest single piece at `gpa` of at most `len_bytes`, not zero, and its length.
@@ -171,6 +180,14 @@ impl GuestMap {
 }
 
 impl Region {
+    /// The piece at `gpa` if it is wholly inside.
+    #[inline]
+    fn piece(&self, gpa: u64, len_bytes: u64) -> Option<Seg> {
+        let from = gpa.wrapping_sub(self.gpa);
+        let fits = from < self.len_bytes && len_bytes <= self.len_bytes - from;
+        fits.then(|| self.segment(from, len_bytes))
+    }
+
     /// The part from `from` of `len_bytes`; the caller checked both against the region.
     #[inline]
     fn segment(&self, from: u64, len_bytes: u64) -> Seg {
@@ -181,20 +198,25 @@ impl Region {
     }
 }
 
-/// Where one user of a map last found an address. Belongs to that one map for its whole life.
-#[derive(Debug, Clone, Copy, Default)]
+/// Where one user of a map last found addresses: two, as headers and data often lie in different regions. Belongs to that
+/// one map for its whole life.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Near {
-    region: Option<Region>,
+    last: Region,
+    other: Region,
 }
 
-impl Near {
-    #[inline]
-    fn segment(&self, gpa: u64, len_bytes: u32) -> Option<Seg> {
-        let region = self.region.as_ref()?;
-        let from = gpa.wrapping_sub(region.gpa);
-        let len = u64::from(len_bytes);
-        let fits = from < region.len_bytes && len <= region.len_bytes - from;
-        fits.then(|| region.segment(from, len))
+impl Default for Near {
+    fn default() -> Near {
+        let nowhere = Region {
+            gpa: 0,
+            len_bytes: 0,
+            host: std::ptr::null_mut(),
+        };
+        Near {
+            last: nowhere,
+            other: nowhere,
+        }
     }
 }
 

@@ -216,3 +216,232 @@ fn map_zeroes(start: usize, len_bytes: usize) -> Result<(), i32> {
     // SAFETY: as above.
     Err(unsafe { *errno })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::{AsRawFd, FromRawFd};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::vring::{Chain, GuestMap, Layout, RingError, RingFeatures, Vring};
+
+    const PAGES: u64 = 16;
+    const LEN: u64 = PAGES * 4096;
+
+    /// A memfd of that length, mapped and never unmapped; none if the machine has no such pages.
+    fn mapped(flags: u32, len_bytes: u64) -> Option<(File, Region)> {
+        // SAFETY: the name is a C string.
+        let fd = unsafe { libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC | flags) };
+        assert!(fd >= 0);
+        // SAFETY: just opened, and ours.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(len_bytes).unwrap();
+        let (len, prot) = (len_bytes as usize, libc::PROT_READ | libc::PROT_WRITE);
+        let (any, shared) = (std::ptr::null_mut(), libc::MAP_SHARED);
+        // SAFETY: a new mapping somewhere.
+        let host = unsafe { libc::mmap(any, len, prot, shared, file.as_raw_fd(), 0) };
+        let host = host.cast();
+        let gpa = 0;
+        let region = Region {
+            gpa,
+            len_bytes,
+            host,
+        };
+        (host.cast() != libc::MAP_FAILED).then_some((file, region))
+    }
+
+    fn memfd() -> (File, Region) {
+        mapped(0, LEN).unwrap()
+    }
+
+    #[test]
+    fn a_huge_page_is_replaced_whole() {
+        let huge_bytes = 2 << 20;
+        let flags = libc::MFD_HUGETLB | libc::MFD_HUGE_2MB;
+        let Some((file, region)) = mapped(flags, 2 * huge_bytes) else {
+            println!("not tested: no free huge pages of 2 MiB on this machine");
+            return;
+        };
+        let map = map(region);
+        map.contiguous(0, 1).unwrap().store(&[7]);
+        file.set_len(huge_bytes).unwrap();
+        let mut bytes = [1; 2];
+        map.contiguous(0, 2).unwrap().load(&mut bytes);
+        assert_eq!((bytes, map.poisoned()), ([7, 0], false));
+        let gone = map.contiguous(huge_bytes + 12345, 2).unwrap();
+        gone.load(&mut bytes);
+        assert_eq!((bytes, map.poisoned()), ([0, 0], true));
+        map.contiguous(0, 2).unwrap().load(&mut bytes);
+        assert_eq!(bytes, [7, 0]);
+    }
+
+    fn map(region: Region) -> Arc<GuestMap> {
+        // SAFETY: mapped for ever, and referred to by nothing.
+        Arc::new(unsafe { GuestMap::new(vec![region], Box::new(())) }.unwrap())
+    }
+
+    #[test]
+    fn a_truncated_memfd_reads_as_zeroes_and_poisons_its_own_map_only() {
+        let ((file, region), (_other_file, other)) = (memfd(), memfd());
+        let (ours, next, other) = (map(region), map(region), map(other));
+        let whole = ours.contiguous(0, LEN as u32).unwrap();
+        whole.store(&[0xaa; LEN as usize]);
+        file.set_len(4096 * 2).unwrap();
+        assert!(!ours.poisoned());
+        let mut bytes = [1; LEN as usize];
+        whole.load(&mut bytes);
+        assert!(bytes[..8192].iter().all(|&byte| byte == 0xaa));
+        assert!(bytes[8192..].iter().all(|&byte| byte == 0));
+        assert!(ours.poisoned() && next.poisoned() && !other.poisoned());
+        whole.store(&[0xbb; LEN as usize]);
+        drop((ours, next));
+        assert!(!map(region).poisoned());
+    }
+
+    #[test]
+    fn a_ring_whose_memory_vanished_stops() {
+        let (file, region) = memfd();
+        let map = map(region);
+        let layout = Layout {
+            size: 8,
+            desc: 0x4000,
+            avail: 0x5000,
+            used: 0x6000,
+        };
+        let features = RingFeatures::default();
+        let mut ring = Vring::new(Arc::clone(&map), &layout, features, 0).unwrap();
+        file.set_len(0).unwrap();
+        assert_eq!(ring.pop(&mut Chain::new()), Err(RingError::Poisoned));
+        let again = Vring::new(map, &layout, features, 0).map(|_| ());
+        assert_eq!(again, Err(RingError::Poisoned));
+    }
+
+    #[test]
+    fn maps_come_and_go_while_others_fault() {
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| (0..300).for_each(|_| drop(map(memfd_like()))));
+            }
+            for _ in 0..50 {
+                let (file, region) = memfd();
+                let map = map(region);
+                file.set_len(0).unwrap();
+                let mut byte = [1];
+                map.contiguous(0, 1).unwrap().load(&mut byte);
+                assert!(map.poisoned());
+            }
+        });
+    }
+
+    /// A region that is registered but never touched.
+    fn memfd_like() -> Region {
+        let host = std::ptr::without_provenance_mut(1 << 40);
+        let (gpa, len_bytes) = (0, 4096);
+        Region {
+            gpa,
+            len_bytes,
+            host,
+        }
+    }
+
+    /// Runs one ignored test of this file in a process of its own; the signal that killed it, if any.
+    fn killed_by(test: &str) -> Option<i32> {
+        let program = std::env::current_exe().unwrap();
+        let test = format!("vring::sigbus::tests::{test}");
+        let mut command = Command::new(program);
+        command.args(["--exact", &test, "--ignored", "--test-threads=1"]);
+        let output = command.output().unwrap();
+        let status = output.status;
+        assert!(status.success() || status.signal().is_some(), "{output:?}");
+        status.signal()
+    }
+
+    #[test]
+    fn other_faults_kill_as_before() {
+        assert_eq!(killed_by("child_faults_elsewhere"), Some(libc::SIGBUS));
+        assert_eq!(killed_by("child_faults_too_late"), Some(libc::SIGBUS));
+        assert_eq!(killed_by("child_is_sent_the_signal"), Some(libc::SIGBUS));
+    }
+
+    #[test]
+    fn a_full_table_is_an_error() {
+        assert_eq!(killed_by("child_fills_the_table"), None);
+    }
+
+    #[test]
+    fn more_lost_pages_than_a_process_may_have_mappings_are_survived() {
+        assert_eq!(killed_by("child_loses_every_second_page"), None);
+    }
+
+    #[test]
+    #[ignore = "takes all mappings of a process: run by the test above it"]
+    fn child_loses_every_second_page() {
+        let most = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
+        let pages = 4 * most.trim().parse::<u64>().unwrap().min(1 << 18);
+        let (file, region) = mapped(0, pages * 4096).unwrap();
+        let map = map(region);
+        file.set_len(0).unwrap();
+        // From both ends, so that the rest of the range is replaced more than once.
+        for page in (0..pages / 2).step_by(2) {
+            for at in [page, pages - 1 - page] {
+                let mut byte = [1];
+                map.contiguous(at * 4096, 1).unwrap().load(&mut byte);
+                assert_eq!(byte, [0]);
+            }
+        }
+        assert!(map.poisoned());
+    }
+
+    #[test]
+    #[ignore = "dies on purpose: run by other_faults_kill_as_before"]
+    fn child_faults_elsewhere() {
+        let ((_file, guarded), (file, region)) = (memfd(), memfd());
+        let _map = map(guarded);
+        file.set_len(0).unwrap();
+        // SAFETY: mapped, although the page is gone.
+        unsafe { region.host.read_volatile() };
+    }
+
+    #[test]
+    #[ignore = "dies on purpose: run by other_faults_kill_as_before"]
+    fn child_faults_too_late() {
+        let (file, region) = memfd();
+        drop(map(region));
+        file.set_len(0).unwrap();
+        // SAFETY: mapped, although the page is gone.
+        unsafe { region.host.read_volatile() };
+    }
+
+    #[test]
+    #[ignore = "dies on purpose: run by other_faults_kill_as_before"]
+    fn child_is_sent_the_signal() {
+        let _map = map(memfd().1);
+        // SAFETY: no memory is involved.
+        unsafe { libc::raise(libc::SIGBUS) };
+    }
+
+    #[test]
+    #[ignore = "fills a table of the process: run by a_full_table_is_an_error"]
+    fn child_fills_the_table() {
+        let regions = |count: usize| -> Vec<Region> {
+            let gpa = (0..count as u64).map(|at| at * 8192);
+            gpa.map(|gpa| Region {
+                gpa,
+                ..memfd_like()
+            })
+            .collect()
+        };
+        // SAFETY: never touched.
+        let most = unsafe { GuestMap::new(regions(RANGES_MAX - 1), Box::new(())) }.unwrap();
+        // SAFETY: never touched.
+        let more = unsafe { GuestMap::new(regions(2), Box::new(())) };
+        assert!(matches!(more, Err(MapError::TooMany { max: RANGES_MAX })));
+        drop(most);
+        // SAFETY: never touched.
+        assert!(unsafe { GuestMap::new(regions(RANGES_MAX), Box::new(())) }.is_ok());
+    }
+}

@@ -1,0 +1,75 @@
+//! What `--help`, `--version`, `--object help` and `--print-capabilities` print.
+
+/// The QEMU release whose options, messages and monitor this program follows.
+pub const QEMU_VERSION: &str = "10.0.2";
+
+/// `-V`: the first line has the program and its version where scripts look for them in QSD's.
+pub(super) fn version() -> String {
+    format!(
+        "virtioblkd version {} (compatible with qemu-storage-daemon {QEMU_VERSION})\n",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+/// The JSON object of docs/interop/vhost-user.rst, "Backend program conventions".
+pub(super) fn capabilities() -> String {
+    "{\n  \"type\": \"block\",\n  \"features\": [\n    \"read-only\",\n    \"blk-file\"\n  ]\n}\n"
+        .to_owned()
+}
+
+/// `--object help`, `--object TYPE,help`.
+pub(super) fn objects(kind: Option<&str>) -> String {
+    match kind {
+        Some("iothread") => "iothread options:\n  poll-max-ns=<int>\n".to_owned(),
+        _ => "List of user creatable objects:\n  iothread\n".to_owned(),
+    }
+}
+
+/// `-h`
+pub(super) fn usage() -> String {
+    USAGE.to_owned()
+}
+
+const USAGE: &str = "\
+Usage: virtioblkd [options]
+       virtioblkd --blk-file <path> --socket-path <path> [--read-only]
+Serves disks to virtual machines over vhost-user.
+
+One disk, one front end (the vhost-user backend program conventions):
+  --blk-file <path>      the file or block device to serve
+  --format raw           what is in it; without this, raw is assumed and said
+                         so on stderr, and names of other formats are refused
+  --read-only            serve it read-only
+  --socket-path <path>   listen on this path
+  --fd <N>               use the connected socket that is file descriptor N
+                         (with neither: the socket that systemd passed)
+  --print-capabilities   print what this program can do as JSON and exit
+
+Any number of disks, in qemu-storage-daemon's words, executed in order; every
+argument may also be a JSON object:
+  --blockdev [driver=]<driver>,node-name=<N>[,discard=ignore|unmap]
+             [,cache.direct=on|off][,cache.no-flush=on|off]
+             [,read-only=on|off][,auto-read-only=on|off][,force-share=on|off]
+             [,detect-zeroes=off|on|unmap][,driver specific parameters...]
+    file, host_device    filename=<path>[,aio=threads|native|io_uring]
+                         [,locking=on|off|auto]
+    raw                  file=<node>|file.driver=...[,offset=<n>][,size=<n>]
+    null-co, null-aio    [size=<n>][,latency-ns=<n>][,read-zeroes=on|off]
+    x-delay              file=<node>|file.driver=...[,latency-ns=<n>]
+  --export [type=]vhost-user-blk,id=<id>,node-name=<N>,
+           addr.type=unix,addr.path=<socket-path>
+           [,writable=on|off][,writethrough=on|off][,serial=<text>]
+           [,logical-block-size=<n>][,num-queues=<n>]
+           [,iothread=<id>][,fixed-iothread=on|off]
+           addr.type=fd,addr.str=<N>            a listening socket
+           addr.type=connected-fd,addr.str=<N>  a connected one
+  --object iothread,id=<id>[,poll-max-ns=<n>]
+  --object help          list object types
+  --object <type>,help   list properties of a type
+
+The process:
+  --daemonize            go to the background once everything is up
+  --pidfile <path>       write the process id there once everything is up
+  -h, --help             display this help and exit
+  -V, --version          output version information and exit
+";

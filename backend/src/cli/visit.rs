@@ -1,0 +1,198 @@
+//! Reads an object member by member, as QEMU's input visitor does: take what is known, then refuse what is left.
+//!
+//! Two spellings of the same values. In keyval form every leaf is a string and is parsed by the type asked for; in JSON form a leaf has a type and
+//! must have the right one. The messages differ between the two, as they do in QEMU.
+
+use serde_json::{Map, Value};
+
+use super::error::Refusal;
+use super::scalar;
+
+/// How leaves are spelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spelling {
+    /// Strings.
+    Keyval,
+    /// JSON's types.
+    Json,
+}
+
+/// An object being taken apart.
+#[derive(Debug)]
+pub struct Object {
+    spelling: Spelling,
+    /// What stands before a member's name in messages: empty, or a path with its dot.
+    prefix: String,
+    members: Map<String, Value>,
+}
+
+/// A member that is either a name or an object in place.
+#[derive(Debug)]
+pub(super) enum NameOrObject {
+    Name(String),
+    Object(Object),
+}
+
+impl Object {
+    /// The outermost object of an argument or a QMP command.
+    pub fn root(members: Map<String, Value>, spelling: Spelling) -> Self {
+        Self {
+            spelling,
+            prefix: String::new(),
+            members,
+        }
+    }
+
+    /// Every member must have been taken.
+    ///
+    /// # Errors
+    /// Names one that was not.
+    pub(super) fn finish(self) -> Result<(), Refusal> {
+        match self.members.keys().next() {
+            None => Ok(()),
+            Some(left) => Err(Refusal::unexpected(&self.full_name(left))),
+        }
+    }
+
+    pub(super) fn string(&mut self, name: &str) -> Result<Option<String>, Refusal> {
+        match self.members.remove(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(self.not_a_scalar(name, "string")),
+        }
+    }
+
+    pub(super) fn required_string(&mut self, name: &str) -> Result<String, Refusal> {
+        self.string(name)?
+            .ok_or_else(|| Refusal::missing(&self.full_name(name)))
+    }
+
+    pub(super) fn boolean(&mut self, name: &str) -> Result<Option<bool>, Refusal> {
+        match (self.members.remove(name), self.spelling) {
+            (None, _) => Ok(None),
+            (Some(Value::Bool(value)), Spelling::Json) => Ok(Some(value)),
+            (Some(Value::String(text)), Spelling::Keyval) => match text.as_str() {
+                "on" | "yes" | "true" | "y" => Ok(Some(true)),
+                "off" | "no" | "false" | "n" => Ok(Some(false)),
+                _ => Err(Refusal::expects(&self.full_name(name), "'on' or 'off'")),
+            },
+            _ => Err(self.not_a_scalar(name, "boolean")),
+        }
+    }
+
+    pub(super) fn int64(&mut self, name: &str) -> Result<Option<i64>, Refusal> {
+        match (self.members.remove(name), self.spelling) {
+            (None, _) => Ok(None),
+            (Some(Value::String(text)), Spelling::Keyval) => scalar::int64(&text)
+                .map(Some)
+                .ok_or_else(|| Refusal::expects(&self.full_name(name), "integer")),
+            (Some(Value::Number(number)), Spelling::Json) => match number.as_i64() {
+                Some(value) => Ok(Some(value)),
+                None => Err(self.not_a_scalar(name, "integer")),
+            },
+            _ => Err(self.not_a_scalar(name, "integer")),
+        }
+    }
+
+    pub(super) fn uint64(&mut self, name: &str) -> Result<Option<u64>, Refusal> {
+        self.unsigned(name, scalar::uint64, "integer")
+    }
+
+    pub(super) fn uint16(&mut self, name: &str) -> Result<Option<u16>, Refusal> {
+        let value = self.uint64(name)?;
+        value
+            .map(u16::try_from)
+            .transpose()
+            .map_err(|_| Refusal::expects(name, "uint16_t"))
+    }
+
+    /// Bytes, with suffixes in keyval form.
+    pub(super) fn size(&mut self, name: &str) -> Result<Option<u64>, Refusal> {
+        self.unsigned(name, scalar::size, "size")
+    }
+
+    fn unsigned(
+        &mut self,
+        name: &str,
+        read: fn(&str) -> Option<u64>,
+        what: &str,
+    ) -> Result<Option<u64>, Refusal> {
+        match (self.members.remove(name), self.spelling) {
+            (None, _) => Ok(None),
+            (Some(Value::String(text)), Spelling::Keyval) => read(&text)
+                .map(Some)
+                .ok_or_else(|| Refusal::expects(&self.full_name(name), what)),
+            (Some(_), Spelling::Keyval) => Err(self.not_a_scalar(name, what)),
+            (Some(value), Spelling::Json) => value
+                .as_u64()
+                // QEMU lets a negative integer wrap here too; range checks follow.
+                .or_else(|| value.as_i64().map(|value| value as u64))
+                .map(Some)
+                .ok_or_else(|| Refusal::expects(&self.full_name(name), "uint64")),
+        }
+    }
+
+    /// One of a closed set of words.
+    pub(super) fn word<T: Copy>(
+        &mut self,
+        name: &str,
+        words: &[(&str, T)],
+    ) -> Result<Option<T>, Refusal> {
+        let Some(text) = self.string(name)? else {
+            return Ok(None);
+        };
+        match words.iter().find(|(word, _)| *word == text) {
+            Some((_, value)) => Ok(Some(*value)),
+            // QEMU names an enumeration's member without its path.
+            None => Err(Refusal::wrong_value(name, &text)),
+        }
+    }
+
+    pub(super) fn object(&mut self, name: &str) -> Result<Option<Object>, Refusal> {
+        match self.members.remove(name) {
+            None => Ok(None),
+            Some(Value::Object(members)) => Ok(Some(self.below(name, members))),
+            Some(_) => Err(Refusal::wrong_type(&self.full_name(name), "object")),
+        }
+    }
+
+    pub(super) fn required_object(&mut self, name: &str) -> Result<Object, Refusal> {
+        self.object(name)?
+            .ok_or_else(|| Refusal::missing(&self.full_name(name)))
+    }
+
+    /// QAPI's alternate of a string and an object; `type_name` is for the message.
+    pub(super) fn name_or_object(
+        &mut self,
+        name: &str,
+        type_name: &str,
+    ) -> Result<NameOrObject, Refusal> {
+        match self.members.remove(name) {
+            None => Err(Refusal::missing(&self.full_name(name))),
+            Some(Value::String(text)) => Ok(NameOrObject::Name(text)),
+            Some(Value::Object(members)) => Ok(NameOrObject::Object(self.below(name, members))),
+            Some(_) => Err(Refusal::wrong_type(name, type_name)),
+        }
+    }
+
+    /// The member's name with the path before it, as it appears in messages.
+    pub(super) fn full_name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    fn below(&self, name: &str, members: Map<String, Value>) -> Object {
+        Object {
+            spelling: self.spelling,
+            prefix: format!("{}{name}.", self.prefix),
+            members,
+        }
+    }
+
+    fn not_a_scalar(&self, name: &str, expected: &str) -> Refusal {
+        let name = self.full_name(name);
+        match self.spelling {
+            Spelling::Keyval => Refusal::new(format!("Parameters '{name}.*' are unexpected")),
+            Spelling::Json => Refusal::wrong_type(&name, expected),
+        }
+    }
+}

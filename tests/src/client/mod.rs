@@ -1,0 +1,30 @@
+//! The guest's side of vhost-user-blk: our own front end and driver, low level enough to lie.
+//!
+//! From below: [`wire`] sends any bytes and descriptors, [`memory`] is guest memory, [`ring`] is the driver's half of a
+//! split virtqueue, [`front`] says the messages in a VMM's order, [`blk`] builds requests, [`guest`] puts them together.
+//! The one rule: nothing here waits without a deadline, so a hung daemon is a failed test and never a hung one.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test harness stops where it is surprised"
+)]
+
+pub mod blk;
+pub mod crate_front;
+pub mod driver;
+pub mod front;
+pub mod guest;
+pub mod memory;
+pub mod pattern;
+pub mod ring;
+pub mod starter;
+pub mod wire;
+
+use std::time::{Duration, Instant};
+
+/// How long anything may take before it counts as hung. Generous: it is never an assertion about speed.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The moment at which [`PATIENCE`] ends.
+pub fn deadline() -> Instant {
+    Instant::now() + PATIENCE
+}
