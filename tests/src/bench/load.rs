@@ -182,7 +182,8 @@ impl<'a> Worker<'a> {
 
     fn run(mut self, stop: &AtomicBool) -> io::Result<Outcome> {
         self.outcome.latencies.reserve(1 << 20);
-        let _ = self.ring.call_fd.read();
+        self.ring.take_calls();
+        let calls = self.ring.calls.get();
         let begun = Instant::now();
         while !stop.load(Ordering::Relaxed) {
             self.issue(Instant::now());
@@ -194,6 +195,8 @@ impl<'a> Worker<'a> {
             self.wait()?;
             self.reap();
         }
+        self.ring.take_calls();
+        self.outcome.notifications = self.ring.calls.get() - calls;
         Ok(self.outcome)
     }
 
@@ -250,7 +253,6 @@ impl<'a> Worker<'a> {
         match self.load.waiting {
             Waiting::Block => {
                 self.ring.wait(until)?;
-                self.outcome.notifications += self.ring.call_fd.read().unwrap_or(0);
             }
             Waiting::Poll => {
                 self.ring.want_call(None);
