@@ -1,3 +1,4 @@
 //! backend
 
 pub mod cli;
+pub mod open;
