@@ -53,3 +53,47 @@ pub fn signal(fd: RawFd) {
         unsafe { libc::write(fd, std::ptr::from_ref(&one).cast(), 8) };
     }
 }
+
+/// Signals as a descriptor to poll instead of handlers.
+#[derive(Debug)]
+pub struct Signals(std::fs::File);
+
+impl Signals {
+    /// Blocks `signals` in the calling thread, and so in every thread it starts later, and collects them. Errors: EMFILE,
+    /// ENFILE, ENOMEM.
+    pub fn collect(signals: &[i32]) -> io::Result<Signals> {
+        let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: the set is ours; sigemptyset makes it a value.
+        unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+        for &signal in signals {
+            // SAFETY: the set is a value since sigemptyset.
+            unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
+        }
+        // SAFETY: the set is a value, and the old mask is not asked for.
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()) };
+        let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
+        // SAFETY: -1 asks for a new descriptor, and the set is a value.
+        let fd = unsafe { libc::signalfd(-1, set.as_ptr(), flags) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel just gave us this descriptor and nobody else has it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Signals(std::fs::File::from(fd)))
+    }
+
+    /// The number of a signal that has come; `None` if none has.
+    pub fn take(&mut self) -> Option<u32> {
+        let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+        io::Read::read_exact(&mut self.0, &mut info).ok()?;
+        // signalfd(2): `ssi_signo` comes first.
+        let number = info.first_chunk::<4>()?;
+        Some(u32::from_ne_bytes(*number))
+    }
+}
+
+impl std::os::fd::AsRawFd for Signals {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}

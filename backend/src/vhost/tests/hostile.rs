@@ -1,0 +1,1 @@
+//! Messages no decent front end sends.

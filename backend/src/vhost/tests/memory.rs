@@ -1,0 +1,1 @@
+//! Memory tables, and the rings on them.

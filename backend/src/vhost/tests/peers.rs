@@ -1,0 +1,1 @@
+//! The vhost crate's front end.
