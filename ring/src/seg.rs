@@ -140,6 +140,34 @@ pub fn is_zero(segs: &[Seg]) -> bool {
     })
 }
 
+/// Cuts `len_bytes` bytes off the front of the list; all of it if it is shorter. Keeps the list's capacity.
+pub fn cut_front(segs: &mut Vec<Seg>, len_bytes: usize) {
+    let mut left = len_bytes;
+    let mut whole = 0;
+    for seg in segs.iter_mut() {
+        if seg.len() > left {
+            *seg = seg.part(left, usize::MAX);
+            break;
+        }
+        left -= seg.len();
+        whole += 1;
+    }
+    segs.drain(..whole);
+}
+
+/// Cuts `len_bytes` bytes off the end of the list; all of it if it is shorter. Keeps the list's capacity.
+pub fn cut_back(segs: &mut Vec<Seg>, len_bytes: usize) {
+    let mut left = len_bytes;
+    while let Some(last) = segs.last_mut() {
+        if last.len() > left {
+            *last = last.part(0, last.len() - left);
+            return;
+        }
+        left -= last.len();
+        segs.pop();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,6 +194,20 @@ mod tests {
         assert_eq!(out.to_vec(), (5..45).collect::<Vec<u8>>());
         assert_eq!(load(&segs, 90, &mut out), 10);
         assert_eq!(load(&segs, 100, &mut out), 0);
+    }
+
+    #[test]
+    fn cutting_drops_whole_segments_and_shortens_one() {
+        let mut bytes = vec![0u8; 100];
+        let mut segs = list(&mut bytes, &[10, 30]);
+        cut_front(&mut segs, 10);
+        assert_eq!(segs.iter().map(Seg::len).collect::<Vec<_>>(), [20, 70]);
+        cut_front(&mut segs, 21);
+        assert_eq!(segs.iter().map(Seg::len).collect::<Vec<_>>(), [69]);
+        cut_back(&mut segs, 68);
+        assert_eq!(segs[0].host(), bytes.as_mut_ptr().wrapping_add(31));
+        cut_back(&mut segs, 2);
+        assert!(segs.is_empty());
     }
 
     #[test]

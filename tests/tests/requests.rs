@@ -366,7 +366,9 @@ fn layout_rows() -> Vec<Row> {
             "header across two regions, with data",
             write(322, 206, 512, at(Where::Border, Table::Indirect)),
             OK,
-        ),
+        )
+        // It counts pieces of memory where it should count descriptors, and sees a loop.
+        .qsd(Qsd::Never),
         row(
             "a header of eight bytes",
             Request::bare(kind::FLUSH).laid(Layout::default()).short(),
@@ -471,7 +473,13 @@ fn check_id(data: &[u8], qsd: bool) -> Result<(), String> {
 }
 
 /// Runs rows through a client and says how many it could express.
-fn run_rows(rows: &[Row], client: &mut dyn Asks, model: &mut Model, who: &str) -> usize {
+fn run_rows(
+    rows: &[Row],
+    client: &mut dyn Asks,
+    model: &mut Model,
+    daemon: &Running,
+    who: &str,
+) -> usize {
     let qsd = Kind::from_env() == Kind::Qsd;
     let mut said = 0;
     let mut failures = Vec::new();
@@ -487,10 +495,11 @@ fn run_rows(rows: &[Row], client: &mut dyn Asks, model: &mut Model, who: &str) -
     }
     assert!(
         failures.is_empty(),
-        "{} of {} rows failed:\n{}",
+        "{} of {} rows failed:\n{}\n{}",
         failures.len(),
         rows.len(),
-        failures.join("\n")
+        failures.join("\n"),
+        daemon.log()
     );
     said
 }
@@ -517,7 +526,13 @@ fn table_through(client: Client) {
     let mut model = Model::new(DISK_BYTES).unwrap();
     let daemon = start(&Disk::file(&model.path));
     let mut guest = Guest::start(&daemon.socket, setup(client)).unwrap();
-    let said = run_rows(&all_rows(), &mut guest, &mut model, &format!("{client:?}"));
+    let said = run_rows(
+        &all_rows(),
+        &mut guest,
+        &mut model,
+        &daemon,
+        &format!("{client:?}"),
+    );
     assert!(said >= 70, "only {said} rows ran");
 }
 
@@ -541,7 +556,13 @@ fn the_request_table_holds_for_virtio_driver() {
     let mut model = Model::new(DISK_BYTES).unwrap();
     let daemon = start(&Disk::file(&model.path));
     let mut driver = Driver::connect(&daemon.socket).unwrap();
-    let said = run_rows(&all_rows(), &mut driver, &mut model, "virtio-driver");
+    let said = run_rows(
+        &all_rows(),
+        &mut driver,
+        &mut model,
+        &daemon,
+        "virtio-driver",
+    );
     assert!(said >= 30, "only {said} rows ran");
 }
 
@@ -563,7 +584,7 @@ fn the_request_table_holds_without_event_idx_and_indirect() {
         .into_iter()
         .filter(|r| r.request.layout.table == Table::Direct)
         .collect();
-    run_rows(&rows, &mut guest, &mut model, "no event idx");
+    run_rows(&rows, &mut guest, &mut model, &daemon, "no event idx");
 }
 
 #[test]
@@ -575,7 +596,7 @@ fn the_request_table_holds_with_direct_io() {
     };
     let daemon = start(&disk);
     let mut guest = Guest::start(&daemon.socket, setup(Client::ALL[0])).unwrap();
-    run_rows(&all_rows(), &mut guest, &mut model, "direct");
+    run_rows(&all_rows(), &mut guest, &mut model, &daemon, "direct");
 }
 
 #[test]
@@ -606,7 +627,13 @@ fn a_read_only_disk_refuses_every_change_and_is_untouched() {
     for client in Client::ALL {
         let mut guest = Guest::start(&daemon.socket, setup(client)).unwrap();
         assert_ne!(guest.agreed.offered & tests::client::front::feature::RO, 0);
-        run_rows(&rows, &mut guest, &mut model, &format!("{client:?}"));
+        run_rows(
+            &rows,
+            &mut guest,
+            &mut model,
+            &daemon,
+            &format!("{client:?}"),
+        );
     }
     assert_eq!(model.bytes, before);
 }
@@ -649,7 +676,7 @@ fn only_the_start_is_checked_against_a_logical_block_of_4096() {
         ),
     ];
     let mut guest = Guest::start(&daemon.socket, setup(Client::ALL[0])).unwrap();
-    run_rows(&rows, &mut guest, &mut model, "4096");
+    run_rows(&rows, &mut guest, &mut model, &daemon, "4096");
 }
 
 #[test]

@@ -36,7 +36,7 @@ pub(super) fn parse(text: &str, implied: &str) -> Result<Keyval, Refusal> {
         match parameter {
             Parameter::Help => help = true,
             Parameter::Implied { key, value } => insert(&mut members, key, value.to_owned())?,
-            Parameter::Bare(key) => return Err(bare_key(key)),
+            Parameter::Bare(key) => return Err(bare_key(&mut members, key)),
             Parameter::Pair { key, value } => insert(&mut members, key, value)?,
         }
         rest = after;
@@ -44,7 +44,7 @@ pub(super) fn parse(text: &str, implied: &str) -> Result<Keyval, Refusal> {
     Ok(Keyval { members, help })
 }
 
-/// Turns objects whose keys are all indexes into lists, everywhere. Done after help was looked for.
+/// Turns objects whose keys are all indexes into lists, everywhere.
 ///
 /// # Errors
 /// Indexes mixed with names, and gaps.
@@ -101,35 +101,45 @@ fn split_value(text: &str) -> (String, &str) {
     }
 }
 
-/// What is wrong with a key that has no value: first its own spelling, then the missing `=`.
-fn bare_key(key: &str) -> Refusal {
-    match fragments(key) {
+/// What is wrong with a key that has no value: its own spelling, then its place in the tree, then the missing `=`.
+fn bare_key(members: &mut Map<String, Value>, key: &str) -> Refusal {
+    match descend(members, key) {
         Err(refusal) => refusal,
         Ok(_) => Refusal::new(format!("Expected '=' after parameter '{key}'")),
     }
 }
 
 fn insert(members: &mut Map<String, Value>, key: &str, value: String) -> Result<(), Refusal> {
-    let fragments = fragments(key)?;
-    let mut cur = members;
-    let mut used_bytes = 0;
-    let (last, parents) = fragments.split_last().expect("a key has a fragment");
-    for fragment in parents {
-        used_bytes += fragment.len();
-        let inconsistent = || inconsistent(&key[..used_bytes]);
-        let next = cur
-            .entry(*fragment)
-            .or_insert_with(|| Value::Object(Map::new()));
-        cur = next.as_object_mut().ok_or_else(inconsistent)?;
-        used_bytes += 1;
-    }
-    match cur.get(*last) {
+    let (place, last) = descend(members, key)?;
+    match place.get(last) {
         Some(Value::Object(_)) => Err(inconsistent(key)),
         _ => {
-            cur.insert((*last).to_owned(), Value::String(value));
+            place.insert(last.to_owned(), Value::String(value));
             Ok(())
         }
     }
+}
+
+/// The object that the last fragment of `key` belongs to, made if need be, and that fragment.
+fn descend<'m, 'k>(
+    members: &'m mut Map<String, Value>,
+    key: &'k str,
+) -> Result<(&'m mut Map<String, Value>, &'k str), Refusal> {
+    let fragments = fragments(key)?;
+    let (last, parents) = fragments.split_last().expect("a key has a fragment");
+    let mut cur = members;
+    let mut used_bytes = 0;
+    for fragment in parents {
+        used_bytes += fragment.len();
+        let next = cur
+            .entry(*fragment)
+            .or_insert_with(|| Value::Object(Map::new()));
+        cur = next
+            .as_object_mut()
+            .ok_or_else(|| inconsistent(&key[..used_bytes]))?;
+        used_bytes += ".".len();
+    }
+    Ok((cur, last))
 }
 
 fn inconsistent(key: &str) -> Refusal {
@@ -251,4 +261,137 @@ fn listify_object(members: Map<String, Value>, path: &str) -> Result<Value, Refu
         .map(|(at, element)| element.ok_or_else(|| missing(at)))
         .collect::<Result<Vec<_>, _>>()
         .map(Value::Array)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn tree(text: &str) -> Result<Value, String> {
+        let keyval = parse(text, "implied").map_err(|refusal| refusal.to_string())?;
+        let members = listify(keyval.members).map_err(|refusal| refusal.to_string())?;
+        Ok(Value::Object(members))
+    }
+
+    #[test]
+    fn arguments_become_trees() {
+        let cases = [
+            ("", json!({})),
+            ("x", json!({"implied": "x"})),
+            ("a=b", json!({"a": "b"})),
+            ("a=b,", json!({"a": "b"})),
+            ("a=", json!({"a": ""})),
+            ("a==b", json!({"a": "=b"})),
+            ("a=1,,2,,,b=c", json!({"a": "1,2,", "b": "c"})),
+            ("a=1,a=2", json!({"a": "2"})),
+            (
+                "x,a.b.c=1,a.d=2",
+                json!({"implied": "x", "a": {"b": {"c": "1"}, "d": "2"}}),
+            ),
+            ("a.1=y,a.0=x", json!({"a": ["x", "y"]})),
+            ("a.0.b=x,a.1.b=y", json!({"a": [{"b": "x"}, {"b": "y"}]})),
+            ("a.b.0=x", json!({"a": {"b": ["x"]}})),
+            ("file=ünï,,cödé", json!({"file": "ünï,cödé"})),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(tree(text), Ok(expected), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn help_is_noticed_among_parameters_but_not_as_a_value() {
+        let help = |text| parse(text, "implied").unwrap().help;
+        assert!(help("help"));
+        assert!(help("?"));
+        assert!(help("x,help"));
+        assert!(help("x,a=b,?"));
+        assert!(!help("x,a=help"));
+        assert!(!help("helpful"));
+        assert!(!help("x,help=on"));
+    }
+
+    #[test]
+    fn nesting_is_bounded() {
+        let key = |fragments: usize| vec!["a"; fragments].join(".");
+        assert!(tree(&format!("{}=x", key(DEPTH_MAX))).is_ok());
+        let refused = tree(&format!("{}=x", key(DEPTH_MAX + 1)));
+        assert_eq!(refused, Err("Parameters are nested too deeply".to_owned()));
+        assert!(tree(&format!("{}=x", key(60_000))).is_err());
+    }
+
+    #[test]
+    fn a_huge_index_costs_no_memory() {
+        let refused = tree("a.0=x,a.4294967295=y");
+        assert_eq!(refused, Err("Parameter 'a.1' missing".to_owned()));
+    }
+
+    /// The inverse of parsing: every leaf with its dotted key.
+    fn spell(value: &Value, key: &str, out: &mut Vec<String>) {
+        let below = |name: &str| match key {
+            "" => name.to_owned(),
+            _ => format!("{key}.{name}"),
+        };
+        match value {
+            Value::Object(members) => members
+                .iter()
+                .for_each(|(name, value)| spell(value, &below(name), out)),
+            Value::Array(elements) => elements
+                .iter()
+                .enumerate()
+                .for_each(|(at, value)| spell(value, &below(&at.to_string()), out)),
+            Value::String(text) => out.push(format!("{key}={}", text.replace(',', ",,"))),
+            other => panic!("not a keyval leaf: {other}"),
+        }
+    }
+
+    fn a_tree() -> impl Strategy<Value = Value> {
+        let leaf = ".{0,8}".prop_map(Value::String);
+        let below = leaf.prop_recursive(4, 24, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 1..4).prop_map(Value::Array),
+                prop::collection::hash_map("[a-zA-Z][a-zA-Z0-9_-]{0,6}", inner, 1..4)
+                    .prop_map(|members| Value::Object(members.into_iter().collect())),
+            ]
+        });
+        prop::collection::hash_map("[a-zA-Z][a-zA-Z0-9_-]{0,6}", below, 0..5)
+            .prop_map(|members| Value::Object(members.into_iter().collect()))
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_spelled_out_is_read_back(value in a_tree()) {
+            let mut parameters = Vec::new();
+            spell(&value, "", &mut parameters);
+            prop_assert_eq!(tree(&parameters.join(",")), Ok(value));
+        }
+
+        #[test]
+        fn order_does_not_matter_without_duplicates(value in a_tree()) {
+            let mut parameters = Vec::new();
+            spell(&value, "", &mut parameters);
+            parameters.reverse();
+            prop_assert_eq!(tree(&parameters.join(",")), Ok(value));
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(text in "\\PC*") {
+            let _ = tree(&text);
+        }
+
+        #[test]
+        fn no_text_of_its_own_alphabet_makes_it_panic(text in "[ab01.,=?_-]{0,40}") {
+            let _ = tree(&text);
+        }
+
+        #[test]
+        fn leaves_are_never_longer_than_the_text(text in "[ab01.,=_-]{0,60}") {
+            if let Ok(value) = tree(&text) {
+                let mut parameters = Vec::new();
+                spell(&value, "", &mut parameters);
+                prop_assert!(parameters.len() <= text.len());
+            }
+        }
+    }
 }

@@ -232,33 +232,51 @@ mod tests {
     const PAGES: u64 = 16;
     const LEN: u64 = PAGES * 4096;
 
-    /// A memfd of `PAGES` pages, mapped; never unmapped.
-    fn memfd() -> (File, Region) {
+    /// A memfd of that length, mapped and never unmapped; none if the machine has no such pages.
+    fn mapped(flags: u32, len_bytes: u64) -> Option<(File, Region)> {
         // SAFETY: the name is a C string.
-        let fd = unsafe { libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC) };
+        let fd = unsafe { libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC | flags) };
         assert!(fd >= 0);
         // SAFETY: just opened, and ours.
         let file = unsafe { File::from_raw_fd(fd) };
-        file.set_len(LEN).unwrap();
-        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        file.set_len(len_bytes).unwrap();
+        let (len, prot) = (len_bytes as usize, libc::PROT_READ | libc::PROT_WRITE);
+        let (any, shared) = (std::ptr::null_mut(), libc::MAP_SHARED);
         // SAFETY: a new mapping somewhere.
-        let host = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                LEN as usize,
-                prot,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
-        assert_ne!(host, libc::MAP_FAILED);
+        let host = unsafe { libc::mmap(any, len, prot, shared, file.as_raw_fd(), 0) };
+        let host = host.cast();
+        let gpa = 0;
         let region = Region {
-            gpa: 0,
-            len_bytes: LEN,
-            host: host.cast(),
+            gpa,
+            len_bytes,
+            host,
         };
-        (file, region)
+        (host.cast() != libc::MAP_FAILED).then_some((file, region))
+    }
+
+    fn memfd() -> (File, Region) {
+        mapped(0, LEN).unwrap()
+    }
+
+    #[test]
+    fn a_huge_page_is_replaced_whole() {
+        let huge_bytes = 2 << 20;
+        let flags = libc::MFD_HUGETLB | libc::MFD_HUGE_2MB;
+        let Some((file, region)) = mapped(flags, 2 * huge_bytes) else {
+            println!("not tested: no free huge pages of 2 MiB on this machine");
+            return;
+        };
+        let map = map(region);
+        map.contiguous(0, 1).unwrap().store(&[7]);
+        file.set_len(huge_bytes).unwrap();
+        let mut bytes = [1; 2];
+        map.contiguous(0, 2).unwrap().load(&mut bytes);
+        assert_eq!((bytes, map.poisoned()), ([7, 0], false));
+        let gone = map.contiguous(huge_bytes + 12345, 2).unwrap();
+        gone.load(&mut bytes);
+        assert_eq!((bytes, map.poisoned()), ([0, 0], true));
+        map.contiguous(0, 2).unwrap().load(&mut bytes);
+        assert_eq!(bytes, [7, 0]);
     }
 
     fn map(region: Region) -> Arc<GuestMap> {
@@ -352,6 +370,30 @@ mod tests {
     #[test]
     fn a_full_table_is_an_error() {
         assert_eq!(killed_by("child_fills_the_table"), None);
+    }
+
+    #[test]
+    fn more_lost_pages_than_a_process_may_have_mappings_are_survived() {
+        assert_eq!(killed_by("child_loses_every_second_page"), None);
+    }
+
+    #[test]
+    #[ignore = "takes all mappings of a process: run by the test above it"]
+    fn child_loses_every_second_page() {
+        let most = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
+        let pages = 4 * most.trim().parse::<u64>().unwrap().min(1 << 18);
+        let (file, region) = mapped(0, pages * 4096).unwrap();
+        let map = map(region);
+        file.set_len(0).unwrap();
+        // From both ends, so that the rest of the range is replaced more than once.
+        for page in (0..pages / 2).step_by(2) {
+            for at in [page, pages - 1 - page] {
+                let mut byte = [1];
+                map.contiguous(at * 4096, 1).unwrap().load(&mut byte);
+                assert_eq!(byte, [0]);
+            }
+        }
+        assert!(map.poisoned());
     }
 
     #[test]

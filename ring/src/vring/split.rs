@@ -261,6 +261,7 @@ impl Vring {
         }
         self.area = Area::new(&map, &self.layout)?;
         self.places = Places::default();
+        self.avail_seen = self.next_avail;
         self.map = map;
         Ok(())
     }

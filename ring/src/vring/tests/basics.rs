@@ -1,7 +1,9 @@
 //! Legal chains, one behaviour at a time.
 
+use std::sync::Arc;
+
 use super::guest::{D, Driver, INDIRECT, NEXT, PLAIN, WRITE, memory, write};
-use crate::vring::{Chain, Notify, Popped, Shape};
+use crate::vring::{Chain, Notify, Popped, RingError, Shape};
 
 #[test]
 fn a_chain_arrives_with_its_parts_in_order() {
@@ -63,4 +65,56 @@ fn an_indirect_table_follows_direct_descriptors_and_may_cross_regions_at_any_byt
         assert_eq!(lens, [8, 16, 16]);
         ring.push(0, 0);
     }
+}
+
+#[test]
+fn an_abandoned_chain_is_out_of_flight_and_the_driver_hears_nothing() {
+    let map = memory(&[(0, 0x10000)]);
+    let mut driver = Driver::new(&map, 4, 0);
+    driver.desc(0, D(0x9000, 8, 0, 0));
+    let mut ring = driver.device(PLAIN);
+    driver.offer(0);
+    driver.show();
+    let mut chain = Chain::new();
+    assert_eq!(ring.pop(&mut chain), Ok(Popped::Chain));
+    ring.abandon(0);
+    assert_eq!((ring.in_flight(), ring.publish()), (0, Notify::Quiet));
+    assert_eq!(driver.take_used(), None);
+}
+
+#[test]
+fn a_ring_moves_to_another_map_only_when_drained() {
+    let map = memory(&[(0, 0x10000)]);
+    let mut driver = Driver::new(&map, 4, 0);
+    driver.desc(0, D(0x9000, 8, 0, 0));
+    let mut ring = driver.device(PLAIN);
+    driver.offer(0);
+    driver.show();
+    assert_eq!(ring.pop(&mut Chain::new()), Ok(Popped::Chain));
+    let (good, small) = (memory(&[(0, 0x20000)]), memory(&[(0, 0x1000)]));
+    let busy = ring.remap(Arc::clone(&good));
+    assert_eq!(busy, Err(RingError::InFlight { count: 1 }));
+    ring.push(0, 0);
+    assert!(matches!(ring.remap(small), Err(RingError::Extent { .. })));
+    assert!(Arc::ptr_eq(ring.map(), &map));
+    assert_eq!(ring.remap(Arc::clone(&good)), Ok(()));
+    assert!(Arc::ptr_eq(ring.map(), &good));
+    drop(ring);
+    assert_eq!(Arc::strong_count(&good), 1);
+}
+
+#[test]
+fn a_ring_dropped_with_chains_in_flight_keeps_their_memory() {
+    let map = memory(&[(0, 0x10000)]);
+    let mut driver = Driver::new(&map, 4, 0);
+    driver.desc(0, D(0x9000, 8, 0, 0));
+    let mut ring = driver.device(PLAIN);
+    driver.offer(0);
+    driver.show();
+    let mut chain = Chain::new();
+    assert_eq!(ring.pop(&mut chain), Ok(Popped::Chain));
+    drop((ring, driver));
+    assert_eq!(Arc::strong_count(&map), 2);
+    drop(map);
+    assert_eq!(chain.readable[0].load(&mut [0; 8]), 8);
 }

@@ -1,0 +1,5 @@
+//! What shows a node to the outside: one file for each type of export.
+
+mod vhost_user_blk;
+
+pub use vhost_user_blk::{Socket, VhostUserBlk, VhostUserBlkError};

@@ -1,0 +1,445 @@
+//! THE DATA LOOP: kicks, chains, requests, ends and answers of one queue thread.
+//!
+//! The rule: everything happens in batches. One turn of the ring brings what ended and takes what begins; used rings are
+//! published once per batch and guests are signalled at most once; nothing here allocates, locks, logs or reads a clock
+//! per request.
+
+use super::guest::{Guest, Life, Slot};
+use super::idle::Poller;
+use super::worker::{Command, Inbox, RingKey};
+use crate::vhost::{RingStart, RingStop};
+use crate::virtio_blk::{Ask, Disk, Range, RangeKind, Reply, Status, parse};
+use blockgraph::{Event, Kind, Lane, Span, Started};
+use ring::vring::{Chain, Pending, Popped};
+use ring::{Op, Wait};
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+/// Tokens: what an event of the lane is about, in the two bits below the lane's own.
+const KICK: u64 = 1 << 61;
+const BELL: u64 = 2 << 61;
+const CLASS: u64 = 3 << 61;
+
+/// Chains popped from one ring before the next has its turn.
+const BATCH_MAX: usize = 128;
+
+/// One queue thread.
+#[derive(Debug)]
+pub(super) struct DataLoop {
+    lane: Lane,
+    inbox: Arc<Inbox>,
+    guests: Vec<Option<Guest>>,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    /// Requests the ring had no room for, oldest first. While there are any, nothing is popped.
+    stalled: VecDeque<(u32, Kind, Span)>,
+    ranges: Vec<Range>,
+    /// Kick eventfds whose polls have not ended yet, by token.
+    retired: Vec<(u64, OwnedFd)>,
+    /// Call eventfds that may be named in the queue; dropped after the next turn.
+    old_calls: Vec<OwnedFd>,
+    kicks: u64,
+    /// The token of each guest's current poll.
+    poll_tokens: Vec<u64>,
+    poller: Poller,
+    /// Requests started since the last sleep.
+    burst: usize,
+    exit: bool,
+}
+
+impl DataLoop {
+    pub(super) fn new(lane: Lane, inbox: Arc<Inbox>, poll_max_ns: u64) -> DataLoop {
+        DataLoop {
+            lane,
+            inbox,
+            guests: Vec::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            stalled: VecDeque::new(),
+            ranges: Vec::new(),
+            retired: Vec::new(),
+            old_calls: Vec::new(),
+            kicks: 0,
+            poll_tokens: Vec::new(),
+            poller: Poller::new(poll_max_ns),
+            burst: 0,
+            exit: false,
+        }
+    }
+
+    /// Runs until told to exit.
+    pub(super) fn run(mut self) {
+        let bell = self.lane.ring().borrow_mut().bell();
+        let fd = bell.as_raw_fd();
+        let ring = self.lane.ring().clone();
+        ring.borrow_mut().start(Op::Poll { fd }, &[], 0, 0, BELL);
+        self.obey(&bell);
+        while !self.exit {
+            let wait = self.rest();
+            if let Err(error) = self.lane.turn(wait) {
+                tracing::error!("a queue thread lost its ring: {error}");
+                self.fail_all();
+                return;
+            }
+            self.old_calls.clear();
+            self.lane.begin_batch();
+            let commands = self.take_events();
+            self.retry_stalled();
+            self.pop_all();
+            self.publish_all();
+            self.lane.end_batch();
+            if commands {
+                self.obey(&bell);
+            }
+            self.finish_stops();
+        }
+    }
+
+    /// Decides how long to wait; kicks are on when it says to sleep.
+    fn rest(&mut self) -> Wait {
+        if self.lane.has_news() || self.has_work() {
+            return Wait::Not;
+        }
+        let DataLoop {
+            poller,
+            lane,
+            guests,
+            ..
+        } = self;
+        let burst = std::mem::take(&mut self.burst);
+        if poller.poll(burst, || lane.has_news() || any_work(guests)) {
+            return Wait::Not;
+        }
+        if self.stalled.is_empty() {
+            for guest in self.guests.iter_mut().flatten() {
+                if guest.is_running() && guest.vring.listen() == Pending::More {
+                    return Wait::Not;
+                }
+            }
+        }
+        self.sleep(burst)
+    }
+
+    /// How to sleep: for the first end, or for a batch of them where a burst is under way.
+    fn sleep(&mut self, _burst: usize) -> Wait {
+        Wait::One
+    }
+
+    fn has_work(&self) -> bool {
+        self.stalled.is_empty() && any_work(&self.guests)
+    }
+
+    /// Takes what the turn brought; true if the bell was among it.
+    fn take_events(&mut self) -> bool {
+        let mut bell = false;
+        while let Some(event) = self.lane.take() {
+            match event {
+                Event::Finished { token, outcome } => self.part_done(token as u32, outcome.into()),
+                Event::Signal { token, .. } if token & CLASS == BELL => bell = true,
+                Event::Signal { token, result } => {
+                    // A kick: its ring is looked at like all others. An end: the eventfd may go.
+                    if result.is_err() {
+                        self.retired.retain(|(retired, _)| *retired != token);
+                    }
+                }
+            }
+        }
+        bell
+    }
+
+    /// Pops every ring until all are empty or the kernel's ring is full.
+    fn pop_all(&mut self) {
+        for at in 0..self.guests.len() {
+            self.pop_guest(at);
+        }
+    }
+
+    fn pop_guest(&mut self, at: usize) {
+        if let Some(guest) = &mut self.guests[at]
+            && guest.is_running()
+            && guest.vring.has_work()
+        {
+            guest.vring.hush();
+        }
+        for _ in 0..BATCH_MAX {
+            if !self.stalled.is_empty() {
+                return;
+            }
+            let Some(guest) = self.guests[at].as_mut() else {
+                return;
+            };
+            if !guest.is_running() || !guest.vring.has_work() {
+                return;
+            }
+            let slot = self.free.pop().unwrap_or_else(|| grow(&mut self.slots));
+            match guest.vring.pop(&mut self.slots[slot as usize].chain) {
+                Ok(Popped::Chain) => self.begin(at, slot),
+                Ok(Popped::Empty) => return self.free.push(slot),
+                Err(error) => {
+                    guest.break_down(&error);
+                    return self.free.push(slot);
+                }
+            }
+        }
+    }
+
+    /// Starts what a chain asks for.
+    fn begin(&mut self, at: usize, index: u32) {
+        let Some(guest) = &self.guests[at] else {
+            return;
+        };
+        self.burst += 1;
+        let disk = &guest.disk;
+        let slot = &mut self.slots[index as usize];
+        slot.guest = at;
+        slot.reply = Reply::of(&slot.chain);
+        slot.left = 1;
+        slot.status = Status::Ok;
+        slot.data_bytes = 0;
+        if !slot.reply.has_status() {
+            // Nowhere to say how it went: given back with length 0, and nothing done.
+            return self.finish(index);
+        }
+        match parse(disk, &mut slot.chain, &mut self.ranges) {
+            Ask::Read(span) => {
+                slot.data_bytes = span.len;
+                self.start(index, Kind::Read, span);
+            }
+            Ask::Write(span) => {
+                let kind = Kind::Write(disk.durability());
+                self.start(index, kind, span);
+            }
+            Ask::Flush => self.start(index, Kind::Flush, Span { at: 0, len: 0 }),
+            Ask::Id => {
+                let stored = ring::seg::store(&slot.chain.writable, 0, &disk.id);
+                slot.data_bytes = stored as u64;
+                self.finish(index);
+            }
+            Ask::Ranges(kind) => self.begin_ranges(at, index, kind),
+            Ask::Answer(status) => {
+                slot.status = status;
+                self.finish(index);
+            }
+        }
+    }
+
+    fn begin_ranges(&mut self, at: usize, index: u32, kind: RangeKind) {
+        let Some(disk) = self.guests[at].as_ref().map(|guest| guest.disk.clone()) else {
+            return;
+        };
+        let ranges = std::mem::take(&mut self.ranges);
+        self.slots[index as usize].left = ranges.len() as u32;
+        for range in &ranges {
+            self.start(index, range.graph_kind(kind, &disk), range.span);
+        }
+        self.ranges = ranges;
+    }
+
+    /// Hands one part of a request to the lane.
+    fn start(&mut self, index: u32, kind: Kind, span: Span) {
+        let slot = &self.slots[index as usize];
+        let Some(guest) = &self.guests[slot.guest] else {
+            return;
+        };
+        let segs = match kind {
+            Kind::Read => &slot.chain.writable[..],
+            Kind::Write(_) => &slot.chain.readable[..],
+            _ => &[],
+        };
+        if span.is_empty() && kind != Kind::Flush {
+            return self.part_done(index, Status::Ok);
+        }
+        match self
+            .lane
+            .start(guest.disk.node, kind, span, segs, u64::from(index))
+        {
+            Started::Pending => {}
+            Started::Done(outcome) => self.part_done(index, outcome.into()),
+            Started::Full => self.stalled.push_back((index, kind, span)),
+        }
+    }
+
+    fn retry_stalled(&mut self) {
+        for _ in 0..self.stalled.len() {
+            let Some((index, kind, span)) = self.stalled.pop_front() else {
+                return;
+            };
+            self.start(index, kind, span);
+        }
+    }
+
+    /// One part of a request is over.
+    fn part_done(&mut self, index: u32, status: Status) {
+        let slot = &mut self.slots[index as usize];
+        if status != Status::Ok {
+            slot.status = status;
+        }
+        slot.left -= 1;
+        if slot.left == 0 {
+            self.finish(index);
+        }
+    }
+
+    /// Answers a request.
+    fn finish(&mut self, index: u32) {
+        let slot = &mut self.slots[index as usize];
+        let written_bytes = match slot.status {
+            Status::Ok => slot.data_bytes,
+            Status::IoErr | Status::Unsupported => 0,
+        };
+        let used_bytes = slot.reply.finish(slot.status, written_bytes);
+        if let Some(guest) = &mut self.guests[slot.guest] {
+            guest.answer(slot.chain.head, used_bytes);
+        }
+        self.free.push(index);
+    }
+
+    fn publish_all(&mut self) {
+        let ring = self.lane.ring();
+        for guest in self.guests.iter_mut().flatten() {
+            guest.publish(ring);
+        }
+    }
+
+    /// Answers whoever waits for a ring that has drained.
+    fn finish_stops(&mut self) {
+        for at in 0..self.guests.len() {
+            let Some(guest) = &self.guests[at] else {
+                continue;
+            };
+            if let (Life::Stopping(_), Some(stop)) = (&guest.life, guest.drained()) {
+                self.drop_guest(at, stop);
+            }
+        }
+    }
+
+    fn drop_guest(&mut self, at: usize, stop: RingStop) {
+        let Some(mut guest) = self.guests[at].take() else {
+            return;
+        };
+        guest.disarm(self.lane.ring(), None);
+        let life = std::mem::replace(&mut guest.life, Life::Broken);
+        self.retired.push((self.poll_tokens[at], guest.into_kick()));
+        if let Life::Stopping(done) = life {
+            // Whoever asked may have given up waiting.
+            let _ = done.send(Some(stop));
+        }
+    }
+
+    /// Does what the control side asked for.
+    fn obey(&mut self, bell: &ring::Bell) {
+        bell.hush();
+        for command in self.inbox.take() {
+            match command {
+                Command::Start {
+                    key,
+                    ring,
+                    disk,
+                    done,
+                } => {
+                    let _ = done.send(self.start_guest(key, *ring, disk));
+                }
+                Command::Stop { key, done } => self.stop_guest(key, done),
+                Command::SetCall { key, call } => self.set_call(key, call),
+                Command::SetErr { key, err } => {
+                    if let Some((_, guest)) = self.find(key) {
+                        guest.set_err(err);
+                    }
+                }
+                Command::SetKick { key, kick } => self.set_kick(key, kick),
+                Command::Exit => self.exit = true,
+            }
+        }
+    }
+
+    fn find(&mut self, key: RingKey) -> Option<(usize, &mut Guest)> {
+        let guests = self.guests.iter_mut().enumerate();
+        guests
+            .filter_map(|(at, guest)| Some((at, guest.as_mut()?)))
+            .find(|(_, guest)| guest.key == key)
+    }
+
+    fn start_guest(
+        &mut self,
+        key: RingKey,
+        start: RingStart,
+        disk: Arc<Disk>,
+    ) -> Result<(), String> {
+        let guest = Guest::new(key, start, disk).map_err(|error| error.to_string())?;
+        let empty = self.guests.iter().position(Option::is_none);
+        let at = empty.unwrap_or_else(|| {
+            self.guests.push(None);
+            self.poll_tokens.push(0);
+            self.guests.len() - 1
+        });
+        self.guests[at] = Some(guest);
+        self.arm(at);
+        Ok(())
+    }
+
+    fn arm(&mut self, at: usize) {
+        self.kicks += 1;
+        let token = KICK | self.kicks;
+        self.poll_tokens[at] = token;
+        if let Some(guest) = &mut self.guests[at] {
+            guest.arm(self.lane.ring(), token);
+        }
+    }
+
+    fn stop_guest(&mut self, key: RingKey, done: Sender<Option<RingStop>>) {
+        match self.find(key) {
+            Some((_, guest)) => guest.life = Life::Stopping(done),
+            None => {
+                let _ = done.send(None);
+            }
+        }
+    }
+
+    fn set_call(&mut self, key: RingKey, call: Option<OwnedFd>) {
+        let ring = self.lane.ring().clone();
+        if let Some((_, guest)) = self.find(key) {
+            let old = guest.set_call(call);
+            guest.signal(&ring);
+            self.old_calls.extend(old);
+        }
+    }
+
+    fn set_kick(&mut self, key: RingKey, kick: OwnedFd) {
+        let ring = self.lane.ring().clone();
+        let Some((at, guest)) = self.find(key) else {
+            return;
+        };
+        let old = guest.disarm(&ring, Some(kick));
+        let token = self.poll_tokens[at];
+        self.retired.extend(old.map(|fd| (token, fd)));
+        self.arm(at);
+    }
+
+    /// The kernel's ring is gone: nothing popped can ever be answered, so every session must end.
+    fn fail_all(&mut self) {
+        for guest in self.guests.iter_mut().flatten() {
+            guest.break_down(&ring::vring::RingError::Poisoned);
+        }
+    }
+}
+
+fn any_work(guests: &[Option<Guest>]) -> bool {
+    let mut running = guests.iter().flatten().filter(|guest| guest.is_running());
+    running.any(|guest| guest.vring.has_work())
+}
+
+/// One more slot: happens until as many requests have been in flight as ever will be.
+fn grow(slots: &mut Vec<Slot>) -> u32 {
+    let chain = Chain::new();
+    slots.push(Slot {
+        guest: 0,
+        reply: Reply::of(&chain),
+        chain,
+        data_bytes: 0,
+        left: 0,
+        status: Status::Ok,
+    });
+    (slots.len() - 1) as u32
+}

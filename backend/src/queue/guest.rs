@@ -1,0 +1,154 @@
+//! One virtqueue as its thread runs it, and the requests popped from it.
+
+use super::worker::RingKey;
+use crate::vhost::{Link, RingStart, RingStop};
+use crate::virtio_blk::{Disk, Reply, Status};
+use ring::vring::{Chain, Notify, RingError, Vring};
+use ring::{Handle, Op, OpId};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+/// A request from its chain to its answer. Slots are kept, for the capacity of their lists.
+#[derive(Debug)]
+pub(super) struct Slot {
+    /// Which ring it came from, by place in the loop's list.
+    pub guest: usize,
+    pub chain: Chain,
+    pub reply: Reply,
+    /// Bytes of the answer's data that a success writes.
+    pub data_bytes: u64,
+    /// Parts still under way, and the worst end so far.
+    pub left: u32,
+    pub status: Status,
+}
+
+/// What a ring may still do.
+#[derive(Debug)]
+pub(super) enum Life {
+    Running,
+    /// Structurally damaged: nothing is popped any more.
+    Broken,
+    /// Draining for whoever waits.
+    Stopping(Sender<Option<RingStop>>),
+}
+
+/// A ring on this thread.
+#[derive(Debug)]
+pub(super) struct Guest {
+    pub key: RingKey,
+    pub vring: Vring,
+    pub disk: Arc<Disk>,
+    pub life: Life,
+    kick: OwnedFd,
+    poll: Option<OpId>,
+    call: Option<OwnedFd>,
+    err: Option<OwnedFd>,
+    link: Link,
+    /// Something was pushed since the last publish.
+    pub pushed: bool,
+}
+
+impl Guest {
+    /// Errors: the ring is not where it is said to be.
+    pub(super) fn new(
+        key: RingKey,
+        start: RingStart,
+        disk: Arc<Disk>,
+    ) -> Result<Guest, RingError> {
+        let vring = Vring::new(start.map, &start.layout, start.features, start.next_avail)?;
+        Ok(Guest {
+            key,
+            vring,
+            disk,
+            life: Life::Running,
+            kick: start.kick,
+            poll: None,
+            call: start.call,
+            err: start.err,
+            link: start.link,
+            pushed: false,
+        })
+    }
+
+    /// Listens for kicks; they come out with `token`.
+    pub(super) fn arm(&mut self, ring: &Handle, token: u64) {
+        let fd = self.kick.as_raw_fd();
+        self.poll = ring.borrow_mut().start(Op::Poll { fd }, &[], 0, 0, token);
+    }
+
+    /// Listens no longer. The eventfd is given back, to be kept until the poll has ended.
+    pub(super) fn disarm(&mut self, ring: &Handle, next: Option<OwnedFd>) -> Option<OwnedFd> {
+        if let Some(target) = self.poll.take() {
+            ring.borrow_mut().tell(Op::Cancel { target });
+        }
+        next.map(|next| std::mem::replace(&mut self.kick, next))
+    }
+
+    /// The eventfd kicks come through.
+    pub(super) fn into_kick(self) -> OwnedFd {
+        self.kick
+    }
+
+    pub(super) fn set_call(&mut self, call: Option<OwnedFd>) -> Option<OwnedFd> {
+        // What was published before the swap may have been signalled to nobody: the new eventfd hears of it.
+        std::mem::replace(&mut self.call, call)
+    }
+
+    pub(super) fn set_err(&mut self, err: Option<OwnedFd>) {
+        self.err = err;
+    }
+
+    /// True if chains may be popped.
+    pub(super) fn is_running(&self) -> bool {
+        matches!(self.life, Life::Running)
+    }
+
+    /// Puts an answer into the used ring; visible at the next publish.
+    pub(super) fn answer(&mut self, head: u16, used_bytes: u32) {
+        self.vring.push(head, used_bytes);
+        self.pushed = true;
+    }
+
+    /// Publishes what was answered; at most one signal.
+    pub(super) fn publish(&mut self, ring: &Handle) {
+        if !std::mem::take(&mut self.pushed) {
+            return;
+        }
+        if self.vring.publish() == Notify::Signal {
+            self.signal(ring);
+        }
+    }
+
+    /// Signals the guest unconditionally.
+    pub(super) fn signal(&self, ring: &Handle) {
+        if let Some(call) = &self.call {
+            let fd = call.as_raw_fd();
+            ring.borrow_mut().tell(Op::Signal { fd });
+        }
+    }
+
+    /// The ring cannot be trusted any more: tells the front end, once, and stops popping.
+    pub(super) fn break_down(&mut self, error: &RingError) {
+        if !self.is_running() {
+            return;
+        }
+        self.life = Life::Broken;
+        if *error == RingError::Poisoned {
+            self.link.fail(error.to_string());
+            return;
+        }
+        tracing::warn!("a virtqueue is broken and was stopped: {error}");
+        if let Some(err) = &self.err {
+            ring::sys::signal(err.as_raw_fd());
+        }
+    }
+
+    /// Where the ring stands, if it is drained.
+    pub(super) fn drained(&self) -> Option<RingStop> {
+        (self.vring.in_flight() == 0).then(|| RingStop {
+            next_avail: self.vring.next_avail(),
+            next_used: self.vring.next_used(),
+        })
+    }
+}

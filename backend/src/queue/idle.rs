@@ -1,0 +1,105 @@
+//! Whether to poll before sleeping: polling doubles the speed of a queue depth of one where a wake-up is dear, and is
+//! waste everywhere else.
+//!
+//! The rule: the window grows while news keeps coming soon after we slept, shrinks to nothing when it does not, and
+//! never opens when requests come in bursts or the process has one CPU. An idle thread sleeps for good.
+
+use std::time::{Duration, Instant};
+
+/// The first window, once polling looks worthwhile.
+const WINDOW_MIN_NS: u64 = 4_000;
+/// With more requests per wake-up than this, sleeping is cheaper than polling.
+const BURST: usize = 4;
+/// Looks at the rings between two looks at the clock.
+const LOOKS_PER_CLOCK: u32 = 64;
+
+/// Decides, from how long the last sleeps were.
+#[derive(Debug)]
+pub(super) struct Poller {
+    window_max_ns: u64,
+    window_ns: u64,
+}
+
+impl Poller {
+    /// `poll_max_ns` 0 turns polling off.
+    pub(super) fn new(poll_max_ns: u64) -> Poller {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        Poller {
+            window_max_ns: if cpus > 1 { poll_max_ns } else { 0 },
+            window_ns: 0,
+        }
+    }
+
+    /// Polls `has_news` if that is worthwhile now; true if there is news. `burst` is how many requests the last wake-up
+    /// brought.
+    pub(super) fn poll(&mut self, burst: usize, mut has_news: impl FnMut() -> bool) -> bool {
+        if self.window_ns == 0 || burst > BURST {
+            return false;
+        }
+        let start = Instant::now();
+        let window = Duration::from_nanos(self.window_ns);
+        loop {
+            for _ in 0..LOOKS_PER_CLOCK {
+                if has_news() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            if start.elapsed() >= window {
+                return false;
+            }
+        }
+    }
+
+    /// True if sleeps are to be timed.
+    pub(super) fn is_on(&self) -> bool {
+        self.window_max_ns > 0
+    }
+
+    /// Learns from a sleep of that length.
+    pub(super) fn slept(&mut self, length: Duration) {
+        let slept_ns = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
+        if slept_ns > self.window_max_ns {
+            self.window_ns = 0;
+        } else if slept_ns > self.window_ns || self.window_ns == 0 {
+            let grown = (self.window_ns * 2).max(WINDOW_MIN_NS).max(slept_ns);
+            self.window_ns = grown.min(self.window_max_ns);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn poller(window_max_ns: u64) -> Poller {
+        Poller {
+            window_max_ns,
+            window_ns: 0,
+        }
+    }
+
+    #[test]
+    fn the_window_opens_with_short_sleeps_and_shuts_with_a_long_one() {
+        let mut poller = poller(32_000);
+        assert!(!poller.poll(1, || true), "shut at first");
+        poller.slept(Duration::from_nanos(10_000));
+        assert!(poller.poll(1, || true));
+        assert!(!poller.poll(BURST + 1, || true), "bursts sleep");
+        assert!(!poller.poll(1, || false), "the window ends");
+        poller.slept(Duration::from_millis(1));
+        assert!(!poller.poll(1, || true));
+    }
+
+    #[test]
+    fn the_window_never_exceeds_its_bound_and_zero_means_off() {
+        let mut small = poller(5_000);
+        for _ in 0..10 {
+            small.slept(Duration::from_nanos(4_999));
+        }
+        assert!(small.window_ns <= 5_000);
+        let mut off = poller(0);
+        off.slept(Duration::ZERO);
+        assert!(!off.is_on() && !off.poll(1, || true));
+    }
+}

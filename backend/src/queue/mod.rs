@@ -1,0 +1,13 @@
+//! The queue threads: each owns one ring of the kernel and a set of virtqueues, and shares nothing with the others but
+//! generations of the graph.
+//!
+//! The rule: a queue thread blocks in one place, the ring's turn, and never waits for a lock or for another thread.
+
+mod crew;
+mod data;
+mod guest;
+mod idle;
+mod worker;
+
+pub use crew::{Crew, Team};
+pub use worker::{RingKey, WorkerOptions};
