@@ -19,7 +19,7 @@ use super::{Device, Rings};
 /// How long a front end may leave a reply unread before it is given up.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a door tells its owner, from the session's thread. The callee must not wait for the door.
+/// What a door tells its owner, from the session's thread. The callee must not call the door: it tells its own thread.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DoorEvent {
     /// A front end is in: do not poll the listener.
@@ -300,9 +300,7 @@ impl Inner {
         let end = self.pump(front, link, &session);
         // Whatever ended it: the handler is gone, and now the rings.
         drop(draining);
-        link.forget_channel();
-        // Closing the socket makes the peer see the end; ours is the better reason if we closed it first.
-        link.end().unwrap_or(end)
+        link.finish(end)
     }
 
     fn pump(&self, front: &UnixStream, link: &Link, session: &Arc<Session>) -> End {

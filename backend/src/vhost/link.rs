@@ -54,7 +54,8 @@ pub struct Link {
 
 #[derive(Debug)]
 struct Inner {
-    socket: UnixStream,
+    /// `None` once the session is over: whoever keeps a link must not keep the front end's socket open.
+    socket: Option<UnixStream>,
     channel: Option<Channel>,
     end: Option<End>,
 }
@@ -66,7 +67,7 @@ impl Link {
     /// If the process is out of descriptors.
     pub fn new(socket: &UnixStream) -> std::io::Result<Link> {
         let inner = Inner {
-            socket: socket.try_clone()?,
+            socket: Some(socket.try_clone()?),
             channel: None,
             end: None,
         };
@@ -84,22 +85,21 @@ impl Link {
     pub(super) fn close(&self, end: End) {
         let mut inner = self.lock();
         inner.end.get_or_insert(end);
-        // An error means that the peer has closed it already.
-        let _ = inner.socket.shutdown(Shutdown::Both);
+        inner.shut();
     }
 
-    /// Why it was closed from our side, if it was.
-    pub(super) fn end(&self) -> Option<End> {
-        self.lock().end.clone()
+    /// The session is over, for `end` unless it was closed from our side before. Lets the front end see it, and forgets
+    /// the front end's descriptors.
+    pub(super) fn finish(&self, end: End) -> End {
+        let mut inner = self.lock();
+        inner.shut();
+        inner.socket = None;
+        inner.channel = None;
+        inner.end.get_or_insert(end).clone()
     }
 
     pub(super) fn set_channel(&self, channel: Channel) {
         self.lock().channel = Some(channel);
-    }
-
-    /// The session is over: forgets the front end's descriptors, whoever still holds a link.
-    pub(super) fn forget_channel(&self) {
-        self.lock().channel = None;
     }
 
     pub(super) fn config_changed(&self) {
@@ -114,5 +114,14 @@ impl Link {
     /// Guards three plain fields; never held across a call that may block.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn shut(&self) {
+        if let Some(socket) = &self.socket {
+            // An error means that the peer has closed it already.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
     }
 }

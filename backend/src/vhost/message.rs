@@ -416,3 +416,55 @@ fn long(body: &[u8], at: usize) -> u64 {
     let bytes = body.get(at..at + 8).and_then(|part| part.try_into().ok());
     bytes.map_or(0, u64::from_ne_bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::bits;
+    use super::*;
+
+    #[test]
+    fn the_table_is_in_order_of_codes_and_every_message_is_found() {
+        let codes: Vec<u32> = SPECS.iter().map(|spec| spec.code.into()).collect();
+        assert!(codes.is_sorted_by(|a, b| a < b));
+        for code in 0..300 {
+            let found = spec_of(code).map(|spec| u32::from(spec.code));
+            assert_eq!(found, codes.contains(&code).then_some(code));
+        }
+    }
+
+    #[test]
+    fn no_message_needs_a_feature_that_is_not_on_offer() {
+        for spec in SPECS {
+            let needs = spec.needs.unwrap_or(Protocol::empty());
+            assert!(bits::PROTOCOL.contains(needs), "{}", spec.name);
+        }
+    }
+
+    #[test]
+    fn only_questions_have_replies_of_their_own() {
+        for spec in SPECS {
+            let asks = spec.name.starts_with("GET_");
+            assert_eq!(spec.answered == Answered::Reply, asks, "{}", spec.name);
+        }
+    }
+
+    #[test]
+    fn a_part_of_the_configuration_is_within_it_or_not_without_overflow() {
+        let range = |offset, len_bytes| ConfigRange {
+            offset,
+            len_bytes,
+            flags: 0,
+        };
+        assert!(range(0, 96).is_within(96));
+        assert!(range(95, 1).is_within(96));
+        for (offset, len) in [
+            (0, 97),
+            (96, 1),
+            (96, 0),
+            (u32::MAX, u32::MAX),
+            (1, u32::MAX),
+        ] {
+            assert!(!range(offset, len).is_within(96), "{len} at {offset}");
+        }
+    }
+}

@@ -43,13 +43,25 @@ pub(super) enum PrivateError {
 }
 
 impl Private {
-    /// Makes the socket. Later sessions need no file system.
+    /// Makes the socket. Later sessions need no place in the file system.
     pub(super) fn new() -> Result<Private, PrivateError> {
-        let directory = fresh_directory().map_err(PrivateError::Socket)?;
+        let mut first = None;
+        for parent in parents() {
+            match Private::in_directory(&parent) {
+                Ok(private) => return Ok(private),
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+        Err(PrivateError::Socket(first.unwrap_or_else(|| {
+            io::Error::from(io::ErrorKind::NotFound)
+        })))
+    }
+
+    fn in_directory(parent: &Path) -> io::Result<Private> {
+        let directory = fresh_directory(parent)?;
         let made = bind_and_unlink(&directory.join("s"));
-        let removed = std::fs::remove_dir(&directory);
-        let (listener, inode) = made.map_err(PrivateError::Socket)?;
-        removed.map_err(PrivateError::Socket)?;
+        std::fs::remove_dir(&directory)?;
+        let (listener, inode) = made?;
         Ok(Private { listener, inode })
     }
 
@@ -100,12 +112,21 @@ fn bind_and_unlink(path: &Path) -> io::Result<(UnixListener, File)> {
     Ok((listener, inode?))
 }
 
+/// Where a socket may be made for a moment: a sandbox may leave us only one of them.
+fn parents() -> impl Iterator<Item = PathBuf> {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let others = ["/dev/shm", "/run", "/tmp"].map(PathBuf::from);
+    [std::env::temp_dir()]
+        .into_iter()
+        .chain(runtime)
+        .chain(others)
+}
+
 /// A directory of mode 0700 that did not exist before.
-fn fresh_directory() -> io::Result<PathBuf> {
+fn fresh_directory(parent: &Path) -> io::Result<PathBuf> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     /// More than enough for names another process may have left behind.
     const TRIES: u32 = 100;
-    let parent = std::env::temp_dir();
     let mut last = io::Error::from(io::ErrorKind::AlreadyExists);
     for _ in 0..TRIES {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);

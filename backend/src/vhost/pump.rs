@@ -32,6 +32,7 @@ pub(super) struct Pump<'a> {
     protocol: Protocol,
     owned: bool,
     refusals: u32,
+    declined: u32,
 }
 
 /// How a request went.
@@ -46,6 +47,8 @@ enum Outcome {
 enum Failure {
     /// Nothing happened; the session may go on.
     Refused(String),
+    /// The device does not take it; the session goes on in any case.
+    Declined(String),
     /// The session is over.
     Over(End),
 }
@@ -78,6 +81,7 @@ impl<'a> Pump<'a> {
             protocol: Protocol::empty(),
             owned: false,
             refusals: 0,
+            declined: 0,
         }
     }
 
@@ -101,7 +105,7 @@ impl<'a> Pump<'a> {
         match opened {
             Ok(_) => Ok(()),
             Err(Failure::Over(end)) => Err(end),
-            Err(Failure::Refused(reason)) => Err(End::Failed(reason)),
+            Err(Failure::Refused(reason) | Failure::Declined(reason)) => Err(End::Failed(reason)),
         }
     }
 
@@ -128,6 +132,7 @@ impl<'a> Pump<'a> {
             Err(Failure::Refused(reason)) => {
                 self.refuse(&header, format!("message {}: {reason}", spec.name))
             }
+            Err(Failure::Declined(reason)) => self.decline(&header, &reason),
             Err(Failure::Over(end)) => Err(end),
         }
     }
@@ -150,6 +155,18 @@ impl<'a> Pump<'a> {
         }
         tracing::warn!("vhost-user: refused {reason}");
         self.reply(header.code, &1u64.to_ne_bytes())
+    }
+
+    // virtio 1.2, 2.5.1: what a driver writes to read-only fields is its own affair; it must not cost it the device.
+    fn decline(&mut self, header: &Header, reason: &str) -> Result<(), End> {
+        if self.declined < REFUSALS_MAX {
+            self.declined += 1;
+            tracing::warn!("vhost-user: the device declined a configuration write: {reason}");
+        }
+        match self.wants_ack(header) {
+            true => self.reply(header.code, &1u64.to_ne_bytes()),
+            false => Ok(()),
+        }
     }
 
     fn wants_ack(&self, header: &Header) -> bool {
@@ -305,7 +322,7 @@ impl<'a> Pump<'a> {
         }
         match device.set_config(range.offset, bytes) {
             Ok(()) => Ok(Outcome::Done),
-            Err(refused) => Err(Failure::Refused(refused.to_string())),
+            Err(refused) => Err(Failure::Declined(refused.to_string())),
         }
     }
 
@@ -342,7 +359,10 @@ impl<'a> Pump<'a> {
         match answered {
             Answered::Reply => Ok(Outcome::Reply(reply)),
             Answered::Ack if reply == 0u64.to_ne_bytes() => Ok(Outcome::Done),
-            Answered::Ack => Err(failed("refused".to_owned())),
+            Answered::Ack => {
+                let fault = self.session.take_fault();
+                Err(failed(fault.unwrap_or_else(|| "refused".to_owned())))
+            }
         }
     }
 }

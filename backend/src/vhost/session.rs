@@ -11,7 +11,7 @@ use vhost_user_backend::{VringMutex, VringT};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use super::bits;
-use super::link::Link;
+use super::link::{Link, describe};
 use super::memory::{MemoryError, Table};
 use super::message::RingAddress;
 use super::{Device, RingRefused, RingStart, Rings};
@@ -37,6 +37,8 @@ struct State {
     next_table: Table,
     map: Option<Arc<GuestMap>>,
     rings: Vec<Ring>,
+    /// Why the handler refused the last message; the crate does not carry it.
+    fault: Option<String>,
 }
 
 /// One ring as configured.
@@ -236,9 +238,14 @@ impl Session {
         let mut state = self.lock();
         // The rings have been stopped by `expect_table`; this holds whoever calls.
         self.stop_rings(&mut state);
-        state.map = state.next_table.map(memory.memory().into_inner())?;
+        let map = state.next_table.map(memory.memory().into_inner());
+        state.map = map.inspect_err(|error| state.fault = Some(describe(error)))?;
         state.table = state.next_table.clone();
         Ok(())
+    }
+
+    pub(super) fn take_fault(&self) -> Option<String> {
+        self.lock().fault.take()
     }
 
     // Stopping and starting.
