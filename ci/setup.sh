@@ -122,15 +122,19 @@ setup_kernel() {
 
 setup_cargo() {
     [ -d "$HOME/.cargo/bin" ] && PATH=$HOME/.cargo/bin:$PATH
-    if ! command -v cargo >/dev/null; then
+    if ! command -v cargo >/dev/null && ! command -v rustup >/dev/null; then
         apt_update_once || return 1
-        if apt-cache show rustup >/dev/null 2>&1; then
-            setup_say "installing rustup and the stable toolchain"
-            apt_install rustup && rustup default stable >&2 || return 1
-        else
-            setup_fail "cargo is missing and this Debian packages no rustup: install Rust (stable) from https://rustup.rs and run this again"
+        if ! apt-cache show rustup >/dev/null 2>&1; then
+            setup_fail "cargo is missing and this Debian packages no rustup: install Rust (stable) with rustup from its own site and run this again"
             return 1
         fi
+        setup_say "installing rustup"
+        apt_install rustup || return 1
+    fi
+    # rustup's cargo without a toolchain behind it only says so.
+    if ! cargo --version >/dev/null 2>&1; then
+        setup_say "installing the stable Rust toolchain"
+        rustup default stable >&2 || setup_fail "rustup could not fetch the stable toolchain" || return 1
     fi
     local want have
     want=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$setup_root/Cargo.toml")

@@ -1,5 +1,6 @@
 //! The daemon's entry: arguments in, an exit status out. Everything else is the library's.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use backend::cli::{self, Command, Daemonize, Invocation, Outcome, PROGRAM_NAME};
@@ -20,8 +21,7 @@ fn run() -> Result<ExitCode, String> {
     let outcome = cli::parse(std::env::args_os().skip(1), &activated).map_err(|e| e.to_string())?;
     let invocation = match outcome {
         Outcome::Print(text) => {
-            print!("{text}");
-            return Ok(ExitCode::SUCCESS);
+            return show(&text);
         }
         Outcome::Run(invocation) => invocation,
     };
@@ -38,16 +38,21 @@ fn run() -> Result<ExitCode, String> {
     first_step(invocation)
 }
 
+/// Not `print!`, which panics when whoever reads has enough (`--help | head`).
+fn show(text: &str) -> Result<ExitCode, String> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.to_string()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
 /// Executing comes with the daemon; until then the first step that would need it says so.
 fn first_step(invocation: Invocation) -> Result<ExitCode, String> {
     let Some(step) = invocation.steps.into_iter().next() else {
         return Err("nothing to do".to_owned());
     };
     match step.command {
-        Ok(Command::ShowHelp(text)) => {
-            print!("{text}");
-            Ok(ExitCode::SUCCESS)
-        }
+        Ok(Command::ShowHelp(text)) => show(&text),
         Ok(_) => Err(format!("{}: this build cannot execute it", step.origin)),
         Err(refusal) => Err(format!("{}: {refusal}", step.origin)),
     }

@@ -96,6 +96,17 @@ pub enum Discard {
     Unmap,
 }
 
+/// How the daemon reaches the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// As the daemon likes, through the host's page cache.
+    Default,
+    /// A pool of threads, through the host's page cache.
+    Threads,
+    /// io_uring past the host's page cache: addresses, offsets and lengths must fit the disk's blocks, or be made to.
+    DirectUring,
+}
+
 /// One raw disk to serve.
 #[derive(Debug, Clone)]
 pub struct Disk {
@@ -105,6 +116,8 @@ pub struct Disk {
     pub access: Access,
     /// What becomes of a discard.
     pub discard: Discard,
+    /// How the daemon reaches the file; only [`Daemon::serve`] can say it.
+    pub engine: Engine,
     /// How many queues are on offer.
     pub queues: u16,
 }
@@ -116,6 +129,7 @@ impl Disk {
             file: file.as_ref().to_path_buf(),
             access: Access::ReadWrite,
             discard: Discard::Unmap,
+            engine: Engine::Default,
             queues: crate::guest::QUEUES,
         }
     }
@@ -356,8 +370,13 @@ fn storage_daemon_options(index: usize, disk: &Disk, socket: &Path) -> [OsString
     } else {
         "ignore"
     };
+    let engine = match disk.engine {
+        Engine::Default => "",
+        Engine::Threads => ",aio=threads",
+        Engine::DirectUring => ",aio=io_uring,cache.direct=on",
+    };
     let node = format!(
-        "driver=file,node-name=disk{index},filename={file},read-only={read_only},discard={discard}"
+        "driver=file,node-name=disk{index},filename={file},read-only={read_only},discard={discard}{engine}"
     );
     let export = format!(
         "type=vhost-user-blk,id=export{index},node-name=disk{index},addr.type=unix,addr.path={},writable={writable},num-queues={queues}",

@@ -1,6 +1,8 @@
 //! Two disks of one daemon in one guest, written at the same time: neither gets a byte of the other's.
+//!
+//! One goes through threads and the host's page cache, the other past it by io_uring, so both ways into a file run with a real guest.
 
-use tests::daemon::{Daemon, Disk, Kind};
+use tests::daemon::{Daemon, Disk, Engine, Kind};
 use tests::disk_file::DiskFile;
 use tests::guest::{Guest, GuestSpec};
 
@@ -15,7 +17,8 @@ direct=1
 ioengine=libaio
 iodepth=16
 rw=randwrite
-bs=8k
+bssplit=512/20:4k/40:7680/10:64k/20:256k/10
+blockalign=512
 verify=crc32c
 do_verify=1
 verify_fatal=1
@@ -32,8 +35,10 @@ fio --eta=never --minimal /tmp/both.fio";
 fn two_disks_of_one_process_keep_their_bytes_apart() {
     let first = DiskFile::sparse(FIRST_BYTES).unwrap();
     let second = DiskFile::sparse(SECOND_BYTES).unwrap();
-    let disks = [Disk::new(first.path()), Disk::new(second.path())];
-    let daemon = Daemon::serve(Kind::from_env(), &disks).unwrap();
+    let (mut threads, mut direct) = (Disk::new(first.path()), Disk::new(second.path()));
+    threads.engine = Engine::Threads;
+    direct.engine = Engine::DirectUring;
+    let daemon = Daemon::serve(Kind::from_env(), &[threads, direct]).unwrap();
     let spec = GuestSpec::new()
         .disk(daemon.socket(0))
         .disk(daemon.socket(1));

@@ -18,7 +18,7 @@ use tests::client::guest::{Client, Guest, Pending, Setup, TableOrder};
 use tests::client::pattern::{Model, differ, pattern};
 use tests::client::ring::readable;
 use tests::client::starter::{Disk, Kind, Node, Running};
-use tests::client::{PATIENCE, deadline};
+use tests::client::{deadline, patience};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const DISK_BYTES: usize = 8 << 20;
@@ -560,7 +560,7 @@ fn the_waiting_front_end_hears_nothing_before_its_turn() {
     );
     drop(first);
     assert!(
-        readable(&waiting.wire, PATIENCE).unwrap(),
+        readable(&waiting.wire, patience()).unwrap(),
         "it was never answered"
     );
     assert_eq!(

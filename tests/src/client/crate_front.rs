@@ -13,9 +13,9 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::PATIENCE;
 use super::front::{FrontEnd, RingAddresses, protocol};
 use super::memory::Region;
+use super::patience;
 
 /// `vhost::vhost_user::Frontend`, with a deadline on its socket.
 pub struct CrateFront {
@@ -37,7 +37,7 @@ impl CrateFront {
     /// Connects; nothing is said yet.
     pub fn connect(path: &Path) -> io::Result<CrateFront> {
         let socket = UnixStream::connect(path)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(patience()))?;
         let front = Frontend::from_stream(socket, QUEUES_MAX as u64);
         Ok(CrateFront {
             front,

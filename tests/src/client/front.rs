@@ -102,6 +102,10 @@ pub trait FrontEnd: Debug + Send {
     fn set_config(&mut self, offset: u32, flags: u32, bytes: &[u8]) -> io::Result<()>;
     fn set_backend_req_fd(&mut self, fd: RawFd) -> io::Result<()>;
     fn reset_device(&mut self) -> io::Result<()>;
+    /// The connection itself, where one can get at it.
+    fn wire(&self) -> Option<&Wire> {
+        None
+    }
 }
 
 /// Whose habits to follow.
@@ -331,6 +335,10 @@ impl FrontEnd for Speaker {
 
     fn reset_device(&mut self) -> io::Result<()> {
         self.tell(req::RESET_DEVICE, &[], &[])
+    }
+
+    fn wire(&self) -> Option<&Wire> {
+        Some(&self.wire)
     }
 }
 

@@ -13,6 +13,7 @@ use super::front::{
 };
 use super::memory::{BORDER, HIGH, Memory, Region};
 use super::ring::{Buffer, DESC_BYTES, Place, Ring, Suppression, table_of};
+use super::wire::Wire;
 
 /// Which front end speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +97,13 @@ pub struct Pending {
     pub head: u16,
     in_gpa: u64,
     in_len: u32,
+}
+
+impl Pending {
+    /// Where its status byte goes.
+    pub fn status(&self) -> u64 {
+        self.in_gpa + u64::from(self.in_len)
+    }
 }
 
 /// A connected guest with running rings.
@@ -200,6 +208,11 @@ impl Guest {
         let queues = self.rings.len() as u32;
         (0..queues).try_for_each(|i| self.front.set_vring_enable(i, 0))?;
         (0..queues).map(|i| self.front.get_vring_base(i)).collect()
+    }
+
+    /// The connection, which every front end of ours has.
+    pub fn wire(&self) -> &Wire {
+        self.front.wire().expect("a front end of ours")
     }
 
     /// Lays a request out in memory and offers it, unpublished.

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
@@ -38,6 +38,7 @@ impl Region {
 pub struct Memory {
     map: GuestMemoryMmap<()>,
     regions: Vec<Region>,
+    torn: AtomicBool,
 }
 
 /// Where the small first region ends and the second, adjacent one starts.
@@ -65,7 +66,11 @@ impl Memory {
             .collect::<io::Result<_>>()?;
         let map = GuestMemoryMmap::from_ranges_with_files(ranges).map_err(io::Error::other)?;
         let regions = map.iter().map(announce).collect();
-        Ok(Memory { map, regions })
+        Ok(Memory {
+            map,
+            regions,
+            torn: AtomicBool::new(false),
+        })
     }
 
     /// Every region, ascending.
@@ -100,10 +105,21 @@ impl Memory {
         bytes
     }
 
+    /// A second descriptor of a region's memfd.
+    pub fn duplicate(&self, region: usize) -> io::Result<File> {
+        let region = self.map.iter().nth(region).expect("a region");
+        region.file_offset().expect("a memfd").file().try_clone()
+    }
+
     /// Shortens (or lengthens) a region's memfd under its mapping. Touching the lost pages kills this process.
     pub fn truncate(&self, region: usize, len: u64) -> io::Result<()> {
-        let region = self.map.iter().nth(region).expect("a region");
-        region.file_offset().expect("a memfd").file().set_len(len)
+        self.torn.store(true, Ordering::Relaxed);
+        self.duplicate(region)?.set_len(len)
+    }
+
+    /// Whether a region was cut short: then nobody may use this memory for anything ordinary.
+    pub fn is_torn(&self) -> bool {
+        self.torn.load(Ordering::Relaxed)
     }
 
     /// A window for atomic access; it must lie inside one region.

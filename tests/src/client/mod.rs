@@ -19,12 +19,24 @@ pub mod ring;
 pub mod starter;
 pub mod wire;
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// How long anything may take before it counts as hung. Generous: it is never an assertion about speed.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long anything may take before it counts as hung: ten seconds, or `TEST_PATIENCE_MS`. Generous, because it is
+/// never an assertion about speed.
+pub fn patience() -> Duration {
+    static PATIENCE: OnceLock<Duration> = OnceLock::new();
+    let from_env = || {
+        std::env::var("TEST_PATIENCE_MS")
+            .ok()?
+            .parse()
+            .ok()
+            .map(Duration::from_millis)
+    };
+    *PATIENCE.get_or_init(|| from_env().unwrap_or(Duration::from_secs(10)))
+}
 
-/// The moment at which [`PATIENCE`] ends.
+/// The moment at which [`patience`] ends.
 pub fn deadline() -> Instant {
-    Instant::now() + PATIENCE
+    Instant::now() + patience()
 }

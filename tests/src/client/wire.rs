@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use super::PATIENCE;
+use super::patience;
 
 /// Message numbers of the vhost-user protocol ("Front-end message types").
 #[allow(missing_docs, reason = "the names are the protocol's own")]
@@ -98,8 +98,8 @@ impl Wire {
     /// Connects to the listening socket at `path`.
     pub fn connect(path: &Path) -> io::Result<Wire> {
         let socket = UnixStream::connect(path)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.set_write_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(patience()))?;
+        socket.set_write_timeout(Some(patience()))?;
         Ok(Wire { socket })
     }
 
@@ -143,9 +143,9 @@ impl Wire {
         })
     }
 
-    /// Waits at most `patience` for the peer to close; bytes that come first are thrown away.
-    pub fn closed_within(&self, patience: Duration) -> bool {
-        self.socket.set_read_timeout(Some(patience)).unwrap();
+    /// Waits at most `limit` for the peer to close; bytes that come first are thrown away.
+    pub fn closed_within(&self, limit: Duration) -> bool {
+        self.socket.set_read_timeout(Some(limit)).unwrap();
         let mut sink = [0u8; 512];
         let closed = loop {
             match (&self.socket).read(&mut sink) {
@@ -155,13 +155,20 @@ impl Wire {
                 Err(e) => break e.kind() == io::ErrorKind::ConnectionReset,
             }
         };
-        self.socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        self.socket.set_read_timeout(Some(patience())).unwrap();
         closed
     }
 
-    /// Ends our half of the connection; the peer reads end of file.
-    pub fn shut_down(&self) {
-        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+    /// Says that nothing more will come; the peer reads end of file.
+    pub fn stop_talking(&self) {
+        let _ = self.socket.shutdown(std::net::Shutdown::Write);
+    }
+
+    /// Sends messages until the peer takes no more, and reads none of its replies.
+    pub fn flood(&self, bytes: &[u8]) {
+        self.socket.set_nonblocking(true).unwrap();
+        while (&self.socket).write_all(bytes).is_ok() {}
+        self.socket.set_nonblocking(false).unwrap();
     }
 }
 

@@ -45,7 +45,10 @@ pub(super) struct Image {
 /// `NotFound` naming the missing program or file, with `ci/setup.sh` as the cure; else what the file system says.
 pub(super) fn prepare(cache: &Path) -> io::Result<Image> {
     let kernel = only_entry(&cache.join("kernel/boot"), "vmlinuz-")?;
-    let modules = only_entry(&cache.join("kernel/lib/modules"), "")?;
+    // Debian 12 packages modules in /lib, Debian 13 in /usr/lib.
+    let places = ["kernel/usr/lib/modules", "kernel/lib/modules"].map(|p| cache.join(p));
+    let place = places.iter().find(|p| p.is_dir()).unwrap_or(&places[1]);
+    let modules = only_entry(place, "")?;
     let files = program_files()?;
     let initramfs = cache.join(format!("initramfs-{:016x}.cpio", digest(&kernel, &files)?));
     if !initramfs.exists() {

@@ -127,6 +127,11 @@ impl Guest {
         self.accel
     }
 
+    /// Changes how long each script may take from now on.
+    pub fn set_time_limit(&mut self, limit: Duration) {
+        self.time_limit = limit;
+    }
+
     /// Runs a shell script and returns what it printed and its exit code.
     ///
     /// # Errors
