@@ -1,6 +1,7 @@
 //! The daemon `virtioblkd`: guests in front, operators at the side. It does not know what qcow2 is.
 
 pub mod cli;
+pub mod open;
 pub mod process;
 pub mod vhost;
 pub mod virtio_blk;

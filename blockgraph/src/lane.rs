@@ -261,9 +261,13 @@ impl Lane {
     }
 
     /// Runs tasks that can go on, then enters the ring once: submits, and waits as asked unless something is already to
-    /// be had. Errors are the ring's own and final.
+    /// be had. Not between `begin_batch` and `end_batch`, whose lookups it would leave unpinned. Errors are the ring's own
+    /// and final.
     pub fn turn(&mut self, wait: Wait) -> std::io::Result<()> {
         self.tasks.run();
+        // What the tasks looked up and found slow is pinned no longer; else one that waits for the grace period would
+        // wait for this very thread, asleep below.
+        self.thread.pins.borrow_mut().settle();
         self.drop_done();
         let busy = self.next < self.done.len()
             || !self.finished.borrow().is_empty()

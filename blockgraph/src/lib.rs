@@ -4,6 +4,9 @@
 //! thread's ring; whatever needs more than a lookup runs as async code (`serve`) and comes back for what lies below.
 #![forbid(unsafe_code)]
 
+pub mod blocking;
+pub mod driver;
+pub mod filter;
 pub mod graph;
 pub mod hold;
 pub mod io;

@@ -3,6 +3,9 @@
 //! The rule: `map` and `ready` are pure lookups that never block; whatever needs I/O, waiting or a change of metadata
 //! answers [`Map::Slow`] (or "not ready") and runs as `serve` (or `before`). See `map.rs` for the eight rules.
 
+use crate::driver::file::LockError;
+use crate::graph::Edge;
+use crate::graph::perm::Wants;
 use crate::io::Io;
 use crate::request::{Dir, Request};
 use crate::status::Status;
@@ -88,6 +91,19 @@ impl Limits {
     };
 }
 
+/// How the transfers of a node's files wish to be carried out (QEMU's `aio=`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// Whatever is best here.
+    Any,
+    /// A pool of threads.
+    Threads,
+    /// The kernel's own asynchronous I/O; io_uring serves it.
+    Native,
+    /// io_uring or nothing.
+    Uring,
+}
+
 /// A node that knows where its bytes live. Copy `driver/null.rs` to begin a new one.
 pub trait Driver: Send + Sync + std::fmt::Debug {
     /// Where `span` lives, for a transfer in direction `dir`. Pure; may always answer `Slow`. `span` is not empty and
@@ -102,6 +118,21 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
 
     /// Size and limits.
     fn info(&self) -> Info;
+
+    /// What it needs and shares of a child when its own users ask for `above`; the same unless it says otherwise.
+    fn wants(&self, _edge: &Edge, above: Wants) -> Wants {
+        above
+    }
+
+    /// Its users now need and share this: tell other processes, or say why it may not be. Called on the control thread.
+    fn permit(&self, _wants: Wants) -> Result<(), LockError> {
+        Ok(())
+    }
+
+    /// How its files wish to be driven; of no meaning for a node without files.
+    fn engine(&self) -> Engine {
+        Engine::Any
+    }
 
     /// Before the last reference goes: make everything durable that a close should (called on the control thread).
     fn close(&self) {}

@@ -1,5 +1,8 @@
 //! The few system calls std does not have, each behind one safe function.
 
+pub mod disk;
+pub mod lock;
+
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 

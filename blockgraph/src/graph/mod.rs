@@ -4,6 +4,8 @@
 //! adopt it between batches.
 
 mod edge;
+pub mod open;
+pub mod perm;
 
 pub use edge::{Edge, Role};
 
@@ -41,6 +43,15 @@ pub enum DetectZeroes {
     Unmap,
 }
 
+/// Do a node's users have to let other processes do as they like (QEMU's `force-share=`)?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// As each of them says.
+    Asked,
+    /// Always; only for nodes that are read.
+    Forced,
+}
+
 /// Options every node has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Common {
@@ -50,6 +61,8 @@ pub struct Common {
     pub discard: DiscardPolicy,
     /// `detect-zeroes=`
     pub detect_zeroes: DetectZeroes,
+    /// `force-share=`
+    pub sharing: Sharing,
 }
 
 impl Default for Common {
@@ -58,6 +71,7 @@ impl Default for Common {
             access: Access::ReadWrite,
             discard: DiscardPolicy::Ignore,
             detect_zeroes: DetectZeroes::Off,
+            sharing: Sharing::Asked,
         }
     }
 }
@@ -136,6 +150,10 @@ impl Node {
 pub struct Graph {
     generation: u64,
     nodes: Vec<Option<Arc<Node>>>,
+    /// The next file's name. Counts up for ever: a generation that is thrown away gives its names back unseen.
+    next_file: u32,
+    /// Who uses which node; the same for all generations.
+    users: Arc<perm::Users>,
 }
 
 impl Graph {
@@ -177,9 +195,44 @@ impl Graph {
         None
     }
 
+    /// How many nodes are on top of each other from `id` down; stops counting past what a walk goes down.
+    fn depth(&self, id: NodeId) -> usize {
+        let mut level = vec![id];
+        let mut depth = 0;
+        while !level.is_empty() && depth <= crate::map::DEPTH_MAX {
+            let nodes = level.iter().filter_map(|id| self.node(*id));
+            level = nodes
+                .flat_map(|n| n.edges().iter().map(|e| e.child))
+                .collect();
+            level.sort_unstable();
+            level.dedup();
+            depth += 1;
+        }
+        depth
+    }
+
+    /// The id that the next node to be inserted will have.
+    pub fn next_id(&self) -> NodeId {
+        NodeId(self.nodes.len() as u32)
+    }
+
+    /// A name for a file that no other has had.
+    pub fn new_file_id(&mut self) -> ring::FileId {
+        self.next_file += 1;
+        ring::FileId(self.next_file - 1)
+    }
+
+    /// How the files of the graph wish to be driven, each file's driver once.
+    pub fn engines(&self) -> impl Iterator<Item = crate::node::Engine> {
+        self.nodes().filter_map(|(_, node)| match node.body() {
+            Body::Driver(driver) if !node.files.is_empty() => Some(driver.engine()),
+            _ => None,
+        })
+    }
+
     /// Adds a node and returns its id.
     pub fn insert(&mut self, new: NewNode) -> NodeId {
-        let id = NodeId(self.nodes.len() as u32);
+        let id = self.next_id();
         let NewNode {
             name,
             kind,
@@ -229,5 +282,14 @@ impl Current {
         *current = next.clone();
         self.generation.store(next.generation, Ordering::Release);
         next
+    }
+}
+
+/// The system's words for an error, without the number that std adds: what QEMU's messages end in.
+pub(crate) fn errno_text(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error ") {
+        Some(at) => text[..at].to_owned(),
+        None => text,
     }
 }

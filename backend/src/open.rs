@@ -1,0 +1,135 @@
+//! From what the command line says of a node to what the graph opens, and from the graph's refusals to messages.
+//!
+//! The rule: a pure mapping; every default is filled in already, and nothing is opened here.
+
+use crate::cli::{self, BlockdevOptions, ChildRef, DriverOptions, NodeCommon, Refusal};
+use blockgraph::driver::file::{Cache, FileKind, FileOptions, Flushes, Locking, OpenMode};
+use blockgraph::driver::null::Reads;
+use blockgraph::driver::raw::Window;
+use blockgraph::graph::open::{
+    Child, DriverSpec, FileSpec, NodeSpec, NullKind, NullSpec, OpenError,
+};
+use blockgraph::graph::perm::PermError;
+use blockgraph::graph::{Access, DetectZeroes, DiscardPolicy, Sharing};
+use blockgraph::node::Engine;
+
+/// The node that `options` ask for, with its inline children.
+pub fn node_spec(options: BlockdevOptions) -> NodeSpec {
+    let BlockdevOptions {
+        node_name,
+        common,
+        driver,
+    } = options;
+    let driver = match driver {
+        DriverOptions::File(file) => file_spec(file, &common, FileKind::Regular),
+        DriverOptions::HostDevice(file) => file_spec(file, &common, FileKind::Device),
+        DriverOptions::Raw(raw) => DriverSpec::Raw {
+            file: child(raw.file),
+            window: Window {
+                offset_bytes: raw.offset_bytes,
+                size_bytes: raw.size_bytes,
+            },
+        },
+        DriverOptions::NullCo(null) => null_spec(&null, NullKind::Co),
+        DriverOptions::NullAio(null) => null_spec(&null, NullKind::Aio),
+        DriverOptions::Delay(delay) => DriverSpec::Delay {
+            file: child(delay.file),
+            latency_ns: delay.latency_ns,
+        },
+    };
+    NodeSpec {
+        name: node_name,
+        common: node_common(&common),
+        driver,
+    }
+}
+
+fn child(child: ChildRef) -> Child {
+    match child {
+        ChildRef::Node(name) => Child::Named(name),
+        ChildRef::Inline(options) => Child::Inline(Box::new(node_spec(*options))),
+    }
+}
+
+fn node_common(common: &NodeCommon) -> blockgraph::Common {
+    blockgraph::Common {
+        access: match common.read_only {
+            true => Access::ReadOnly,
+            false => Access::ReadWrite,
+        },
+        discard: match common.discard {
+            cli::Discard::Ignore => DiscardPolicy::Ignore,
+            cli::Discard::Unmap => DiscardPolicy::Unmap,
+        },
+        detect_zeroes: match common.detect_zeroes {
+            cli::DetectZeroes::Off => DetectZeroes::Off,
+            cli::DetectZeroes::On => DetectZeroes::On,
+            cli::DetectZeroes::Unmap => DetectZeroes::Unmap,
+        },
+        sharing: match common.force_share {
+            true => Sharing::Forced,
+            false => Sharing::Asked,
+        },
+    }
+}
+
+fn file_spec(file: cli::FileOptions, common: &NodeCommon, kind: FileKind) -> DriverSpec {
+    let options = FileOptions {
+        filename: file.filename,
+        kind,
+        mode: match (common.read_only, common.auto_read_only) {
+            (true, _) => OpenMode::ReadOnly,
+            (false, true) => OpenMode::Auto,
+            (false, false) => OpenMode::ReadWrite,
+        },
+        cache: match common.cache_direct {
+            true => Cache::Direct,
+            false => Cache::Page,
+        },
+        flushes: match common.cache_no_flush {
+            true => Flushes::Nothing,
+            false => Flushes::Sync,
+        },
+        locking: match file.locking {
+            cli::Locking::Off => Locking::Off,
+            cli::Locking::On => Locking::On,
+            cli::Locking::Auto => Locking::Auto,
+        },
+        engine: match file.aio {
+            None => Engine::Any,
+            Some(cli::Aio::Threads) => Engine::Threads,
+            Some(cli::Aio::Native) => Engine::Native,
+            Some(cli::Aio::IoUring) => Engine::Uring,
+        },
+    };
+    DriverSpec::File(FileSpec { options })
+}
+
+fn null_spec(null: &cli::NullOptions, kind: NullKind) -> DriverSpec {
+    DriverSpec::Null(NullSpec {
+        kind,
+        size_bytes: null.size_bytes,
+        reads: match null.read_zeroes {
+            true => Reads::Zeroes,
+            false => Reads::Untouched,
+        },
+        latency_ns: null.latency_ns,
+    })
+}
+
+/// A refusal to open, as the command line's user reads it: a hint goes on a line of its own.
+pub fn open_refusal(error: &OpenError) -> Refusal {
+    Refusal::new(with_hint(error.to_string(), error.hint()))
+}
+
+/// A refusal to attach an export, likewise.
+pub fn perm_refusal(error: &PermError) -> Refusal {
+    Refusal::new(with_hint(error.to_string(), error.hint()))
+}
+
+fn with_hint(message: String, hint: Option<String>) -> String {
+    match hint {
+        Some(hint) => format!("{message}\n{hint}"),
+        None => message,
+    }
+}

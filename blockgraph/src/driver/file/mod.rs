@@ -1,0 +1,210 @@
+//! file and host_device: a disk in a regular file or on a block device.
+//!
+//! The rule: what fits the file's alignment is mapped straight to it. What does not (O_DIRECT, 4096-byte sectors) is
+//! served: read in whole blocks, or read, changed and written back while the blocks are held, so that no other write to
+//! the same block is lost.
+
+mod blocks;
+mod locks;
+mod open;
+mod space;
+
+pub use locks::{LockError, Locking};
+pub use open::{FileError, FileOptions, Kind as FileKind, OpenMode, open};
+
+use crate::blocking::blocking;
+use crate::graph::perm::Wants;
+use crate::hold::Holds;
+use crate::io::Io;
+use crate::node::{Driver, Engine, Info, Limits, Local, Map, NodeId, Outcome};
+use crate::request::{Dir, Kind, Request};
+use crate::status::{Content, Mapping, Status};
+use crate::units::Span;
+use locks::Locks;
+use ring::sys::disk::{Extent, extent};
+use ring::{Durability, Errno, File, Op, SyncLevel};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+
+/// Where the kernel keeps what was written until it is synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cache {
+    /// In the page cache.
+    Page,
+    /// In the device alone (`cache.direct=on`).
+    Direct,
+}
+
+/// What a flush does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flushes {
+    /// It syncs the file.
+    Sync,
+    /// Nothing (`cache.no-flush=on`): the disk does not survive a crash of the host.
+    Nothing,
+}
+
+/// What a file driver is made of, whoever opened the file.
+#[derive(Debug)]
+pub struct FileParts {
+    /// The driver's own node, for block status.
+    pub node: NodeId,
+    /// The open file.
+    pub file: Arc<File>,
+    /// Regular file or block device.
+    pub kind: FileKind,
+    /// Size in bytes, whole sectors.
+    pub size_bytes: u64,
+    /// What transfers suit it.
+    pub limits: Limits,
+    /// Where writes go first.
+    pub cache: Cache,
+    /// What a flush does.
+    pub flushes: Flushes,
+}
+
+/// A disk in a file.
+#[derive(Debug)]
+pub struct FileDriver {
+    parts: FileParts,
+    engine: Engine,
+    locks: Option<Locks>,
+    /// Blocks that are being read, changed and written back.
+    holds: Holds,
+    /// The errno of the first sync that failed in the page cache: nobody knows any more what the disk holds.
+    sync_failed: AtomicI32,
+    /// The file cannot deallocate.
+    no_punch: AtomicBool,
+    /// The file cannot zero a range by itself.
+    no_zero: AtomicBool,
+}
+
+impl FileDriver {
+    /// A driver on an open file. It takes no locks; see [`open`] for one that does.
+    pub fn from_parts(parts: FileParts) -> FileDriver {
+        FileDriver {
+            parts,
+            engine: Engine::Any,
+            locks: None,
+            holds: Holds::default(),
+            sync_failed: AtomicI32::new(0),
+            no_punch: AtomicBool::new(false),
+            no_zero: AtomicBool::new(false),
+        }
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &Arc<File> {
+        &self.parts.file
+    }
+
+    async fn perform(&self, io: &Io, request: Request) -> Outcome {
+        let Request { kind, span, mem } = request;
+        match kind {
+            Kind::Read => self.read(io, span, &mem).await,
+            Kind::Write(durability) => self.write(io, span, &mem, self.asked(durability)).await,
+            Kind::WriteZeroes(unmap, durability) => {
+                self.write_zeroes(io, span, unmap).await?;
+                match self.asked(durability) {
+                    Durability::Cached => Ok(()),
+                    Durability::Through => self.sync(io).await,
+                }
+            }
+            Kind::Discard => self.discard(io, span).await,
+            Kind::Flush => self.sync(io).await,
+        }
+    }
+
+    /// Without flushes nothing is written through either.
+    fn asked(&self, durability: Durability) -> Durability {
+        match self.parts.flushes {
+            Flushes::Sync => durability,
+            Flushes::Nothing => Durability::Cached,
+        }
+    }
+
+    /// Once a sync has failed in the page cache, the kernel forgets what it could not write and the next sync would
+    /// succeed: so all later ones fail here. With O_DIRECT nothing was forgotten, and it may recover.
+    async fn sync(&self, io: &Io) -> Outcome {
+        if self.parts.flushes == Flushes::Nothing {
+            return Ok(());
+        }
+        let failed = self.sync_failed.load(Ordering::Acquire);
+        if failed != 0 {
+            return Err(Errno(failed));
+        }
+        let file = self.parts.file.id();
+        let level = SyncLevel::Data;
+        let outcome = io.file(Op::Sync { file, level }, ring::Mem::none()).await;
+        if let (Err(errno), Cache::Page) = (outcome, self.parts.cache) {
+            self.sync_failed.store(errno.0, Ordering::Release);
+        }
+        outcome
+    }
+
+    fn status_of(&self, span: Span, found: std::io::Result<Extent>) -> Status {
+        let (end, content, mapping) = match found {
+            Ok(Extent::Hole { end }) => (end, Content::Zero, Mapping::None),
+            // The last sector may be there in part, and counts as a whole.
+            Ok(Extent::Data { end }) => (
+                Some(super::whole_sectors(end)),
+                Content::Data,
+                Mapping::At(self.parts.node, span.at),
+            ),
+            // Files that do not know holes are data all over.
+            Err(_) => (None, Content::Data, Mapping::At(self.parts.node, span.at)),
+        };
+        Status {
+            len: end.map_or(span.len, |end| span.len.min(end - span.at)),
+            content,
+            mapping,
+        }
+    }
+}
+
+impl Driver for FileDriver {
+    #[inline]
+    fn map(&self, dir: Dir, span: Span) -> Map {
+        let file = &self.parts.file;
+        let fits = file.align().takes(span.at, span.len);
+        if !fits || (dir == Dir::Write && !self.holds.free(span)) {
+            return Map::Slow;
+        }
+        Map::File {
+            file: file.id(),
+            at: span.at,
+            len: span.len,
+        }
+    }
+
+    fn serve<'a>(&'a self, io: &'a Io, request: Request) -> Local<'a, Outcome> {
+        Box::pin(self.perform(io, request))
+    }
+
+    fn status<'a>(&'a self, _io: &'a Io, span: Span) -> Local<'a, Result<Status, Errno>> {
+        let file = self.parts.file.clone();
+        Box::pin(async move {
+            let found = blocking(move || extent(file.as_fd(), span.at)).await?;
+            Ok(self.status_of(span, found))
+        })
+    }
+
+    fn info(&self) -> Info {
+        Info {
+            size_bytes: self.parts.size_bytes,
+            limits: self.parts.limits,
+        }
+    }
+
+    fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    fn permit(&self, wants: Wants) -> Result<(), LockError> {
+        match &self.locks {
+            Some(locks) => locks.update(self.parts.file.as_fd(), wants),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! raw: a window on its child, by default the whole of it.
+//!
+//! The rule: it moves offsets and changes nothing else; a request that it was given lies within the window, and so within
+//! the child.
+
+use super::SECTOR_BYTES;
+use crate::graph::Edge;
+use crate::graph::perm::{Perms, Wants};
+use crate::io::Io;
+use crate::node::{Driver, Info, Local, Map, NodeId, Outcome};
+use crate::request::{Dir, Kind, Request};
+use crate::status::Status;
+use crate::units::Span;
+use ring::Errno;
+use thiserror::Error;
+
+/// The window that is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Window {
+    /// Where it starts, in bytes of the child.
+    pub offset_bytes: u64,
+    /// How long it is; `None`: to the end of the child.
+    pub size_bytes: Option<u64>,
+}
+
+/// Why there is no such window; the texts are QEMU's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum WindowError {
+    /// It starts past the end.
+    #[error("Offset ({offset}) cannot be greater than size of the containing file ({size})")]
+    Offset {
+        /// Where it would start.
+        offset: u64,
+        /// The child's size.
+        size: u64,
+    },
+    /// It ends past the end. (The two spaces are in the original.)
+    #[error(
+        "The sum of offset ({offset}) and size ({window}) has to be smaller or equal to the  actual size of the \
+         containing file ({size})"
+    )]
+    Size {
+        /// Where it would start.
+        offset: u64,
+        /// How long it would be.
+        window: u64,
+        /// The child's size.
+        size: u64,
+    },
+    /// It is not made of whole sectors.
+    #[error("Specified size is not multiple of {SECTOR_BYTES}")]
+    Sectors,
+}
+
+/// A window on a child.
+#[derive(Debug)]
+pub struct Raw {
+    child: NodeId,
+    offset_bytes: u64,
+    info: Info,
+    /// Does somebody rely on the child's size staying as it is?
+    fixed: bool,
+}
+
+impl Raw {
+    /// The window on `child`, of which `below` is known. A window that begins off a sector and has no size ends with the
+    /// last whole sector of it.
+    pub fn new(child: NodeId, below: Info, window: Window) -> Result<Raw, WindowError> {
+        let (offset, size) = (window.offset_bytes, below.size_bytes);
+        let Some(rest) = size.checked_sub(offset) else {
+            return Err(WindowError::Offset { offset, size });
+        };
+        if let Some(window) = window.size_bytes.filter(|window| *window > rest) {
+            return Err(WindowError::Size {
+                offset,
+                window,
+                size,
+            });
+        }
+        let length = window.size_bytes.unwrap_or(rest - rest % SECTOR_BYTES);
+        if !length.is_multiple_of(SECTOR_BYTES) {
+            return Err(WindowError::Sectors);
+        }
+        Ok(Raw {
+            child,
+            offset_bytes: offset,
+            info: Info {
+                size_bytes: length,
+                limits: below.limits,
+            },
+            fixed: window != Window::default(),
+        })
+    }
+}
+
+impl Driver for Raw {
+    fn map(&self, _dir: Dir, span: Span) -> Map {
+        Map::Below {
+            child: self.child,
+            at: span.at + self.offset_bytes,
+            len: span.len,
+        }
+    }
+
+    fn serve<'a>(&'a self, io: &'a Io, request: Request) -> Local<'a, Outcome> {
+        // A flush has no span to move.
+        let moved = match request.kind {
+            Kind::Flush => request,
+            _ => request.moved(request.span.at + self.offset_bytes),
+        };
+        io.request(self.child, moved)
+    }
+
+    /// What the child says of the bytes; that this layer decides the content (LOCAL) follows from there being nothing
+    /// below it to defer to.
+    fn status<'a>(&'a self, io: &'a Io, span: Span) -> Local<'a, Result<Status, Errno>> {
+        let below = Span {
+            at: span.at + self.offset_bytes,
+            len: span.len,
+        };
+        Box::pin(async move {
+            let mut status = io.status(self.child, below).await?;
+            if status.content == crate::status::Content::Below {
+                status.content = crate::status::Content::Data;
+            }
+            Ok(status)
+        })
+    }
+
+    fn info(&self) -> Info {
+        self.info
+    }
+
+    fn wants(&self, _edge: &Edge, mut above: Wants) -> Wants {
+        if self.fixed {
+            above.shares = above.shares.without(Perms::RESIZE);
+        }
+        above
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::Limits;
+
+    fn window(offset_bytes: u64, size_bytes: Option<u64>) -> Result<u64, String> {
+        let below = Info {
+            size_bytes: 67_108_864,
+            limits: Limits::PLAIN,
+        };
+        let window = Window {
+            offset_bytes,
+            size_bytes,
+        };
+        let raw = Raw::new(NodeId(0), below, window).map_err(|error| error.to_string())?;
+        Ok(raw.info().size_bytes)
+    }
+
+    #[test]
+    fn windows_are_what_qemu_takes() {
+        assert_eq!(window(0, None), Ok(67_108_864));
+        assert_eq!(window(67_108_864, None), Ok(0));
+        assert_eq!(window(100, Some(1024)), Ok(1024));
+        assert_eq!(window(511, None), Ok(67_108_352));
+        assert_eq!(window(67_108_864, Some(0)), Ok(0));
+    }
+
+    #[test]
+    fn other_windows_are_refused_in_its_words() {
+        assert_eq!(
+            window(67_109_376, None).expect_err("past the end"),
+            "Offset (67109376) cannot be greater than size of the containing file (67108864)"
+        );
+        assert_eq!(
+            window(1 << 20, Some(67_108_864)).expect_err("too long"),
+            "The sum of offset (1048576) and size (67108864) has to be smaller or equal to the  actual size of the \
+             containing file (67108864)"
+        );
+        assert_eq!(
+            window(512, Some(511)).expect_err("not sectors"),
+            "Specified size is not multiple of 512"
+        );
+        assert!(window(u64::MAX, Some(u64::MAX)).is_err());
+    }
+}

@@ -1,0 +1,105 @@
+//! delay: every request waits before it passes. THE FILTER TO COPY.
+//!
+//! The rule: `ready` only looks, `before` earns a token by waiting, `begin` spends it. A token belongs to the thread that
+//! earned it, and from the end of `before` to `begin` that thread runs nothing else; so nobody can pass on another's wait.
+
+use crate::io::Io;
+use crate::node::{Filter, Local, NodeId, Outcome};
+use crate::request::Dir;
+use crate::units::Span;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
+
+/// The right of one request to pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Token {
+    thread: ThreadId,
+    dir: Dir,
+    span: Span,
+}
+
+impl Token {
+    fn of(dir: Dir, span: Span) -> Token {
+        Token {
+            thread: std::thread::current().id(),
+            dir,
+            span,
+        }
+    }
+}
+
+/// Lets requests pass after a wait.
+#[derive(Debug)]
+pub struct Delay {
+    below: NodeId,
+    latency_ns: u64,
+    /// How many tokens there are, so that `ready` costs a load while nobody has waited.
+    count: AtomicUsize,
+    /// Never held across an await or an I/O.
+    tokens: Mutex<Vec<Token>>,
+}
+
+impl Delay {
+    /// Makes each request of `below` wait `latency_ns` nanoseconds; 0 lets all pass at once.
+    pub fn new(below: NodeId, latency_ns: u64) -> Delay {
+        Delay {
+            below,
+            latency_ns,
+            count: AtomicUsize::new(0),
+            tokens: Mutex::default(),
+        }
+    }
+
+    fn tokens(&self) -> MutexGuard<'_, Vec<Token>> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Filter for Delay {
+    fn below(&self) -> NodeId {
+        self.below
+    }
+
+    fn ready(&self, dir: Dir, span: Span) -> bool {
+        if self.latency_ns == 0 {
+            return true;
+        }
+        if self.count.load(Ordering::Acquire) == 0 {
+            return false;
+        }
+        // A lock that is not free means "not ready", never a wait (rule 7).
+        let Ok(tokens) = self.tokens.try_lock() else {
+            return false;
+        };
+        tokens.contains(&Token::of(dir, span))
+    }
+
+    fn before<'a>(&'a self, io: &'a Io, dir: Dir, span: Span) -> Local<'a, Outcome> {
+        Box::pin(async move {
+            let token = Token::of(dir, span);
+            // `ready` may have said no to a token that is there; whoever has waited does not wait again.
+            if !self.tokens().contains(&token) {
+                io.sleep(self.latency_ns).await;
+                let mut tokens = self.tokens();
+                tokens.push(token);
+                self.count.store(tokens.len(), Ordering::Release);
+            }
+            Ok(())
+        })
+    }
+
+    fn begin(&self, dir: Dir, span: Span) {
+        if self.latency_ns == 0 {
+            return;
+        }
+        let mut tokens = self.tokens();
+        let token = Token::of(dir, span);
+        if let Some(at) = tokens.iter().position(|t| *t == token) {
+            tokens.swap_remove(at);
+        }
+        self.count.store(tokens.len(), Ordering::Release);
+    }
+
+    fn end(&self, _dir: Dir, _span: Span, _outcome: Outcome) {}
+}

@@ -1,0 +1,4 @@
+//! Filters: nodes that delay, observe or refuse requests and never move or change data. A new one starts as a copy of
+//! `delay.rs`.
+
+pub mod delay;

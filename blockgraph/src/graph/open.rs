@@ -1,0 +1,325 @@
+//! Opens nodes: typed options in, the next generation of the graph out, or nothing.
+//!
+//! The rule: children first, each checked before its parent is made; whatever fails, nothing of the attempt is left, and
+//! no other thread ever saw it. Options are complete: what an inline child inherits has been filled in by whoever wrote
+//! them down.
+
+use super::perm::PermError;
+use super::{Access, Body, Common, Current, Edge, Graph, NewNode, Role, Sharing};
+use crate::driver::file::{self, FileError, FileOptions, OpenMode};
+use crate::driver::null::{Null, Reads};
+use crate::driver::raw::{Raw, Window, WindowError};
+use crate::filter::delay::Delay;
+use crate::map::DEPTH_MAX;
+use crate::node::{Info, NodeId};
+use std::sync::Arc;
+use thiserror::Error;
+
+/// A node to be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeSpec {
+    /// Its name; without one it gets a generated one.
+    pub name: Option<String>,
+    /// Options every node has.
+    pub common: Common,
+    /// What it is.
+    pub driver: DriverSpec,
+}
+
+/// What a node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DriverSpec {
+    /// `null-co` or `null-aio`.
+    Null(NullSpec),
+    /// `file` or `host_device`.
+    File(FileSpec),
+    /// `raw`
+    Raw {
+        /// Where the bytes are.
+        file: Child,
+        /// Which of them.
+        window: Window,
+    },
+    /// The delay filter.
+    Delay {
+        /// What it delays.
+        file: Child,
+        /// By how much.
+        latency_ns: u64,
+    },
+}
+
+/// A disk that stores nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NullSpec {
+    /// The driver's name: the two are the same to us.
+    pub kind: NullKind,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// What reads do.
+    pub reads: Reads,
+    /// How long each request takes.
+    pub latency_ns: u64,
+}
+
+/// By which name a null node was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NullKind {
+    /// `null-co`
+    Co,
+    /// `null-aio`
+    Aio,
+}
+
+/// A file. Whether it is opened for writing follows from the node's own options.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileSpec {
+    /// What and how; `mode` is set from `common.access` unless it is [`OpenMode::Auto`].
+    pub options: FileOptions,
+}
+
+/// A child, by name or written out in place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Child {
+    /// A node that exists.
+    Named(String),
+    /// A node to be opened with its parent.
+    Inline(Box<NodeSpec>),
+}
+
+/// Why a node cannot be opened; the texts are QEMU's.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// Not a name for a node.
+    #[error("Invalid node-name: '{0}'")]
+    BadName(String),
+    /// Longer than any client expects.
+    #[error("Node name too long")]
+    LongName,
+    /// Taken.
+    #[error("Duplicate nodes with node-name='{0}'")]
+    Duplicate(String),
+    /// Nobody has that name.
+    #[error("Cannot find device='{0}' nor node-name='{0}'")]
+    NotFound(String),
+    /// More nodes on top of each other than a walk goes down.
+    #[error("Block graph is deeper than {DEPTH_MAX} nodes")]
+    TooDeep,
+    /// `force-share` is for readers.
+    #[error("force-share=on can only be used with read-only images")]
+    ForceShare,
+    /// The file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The window on it.
+    #[error(transparent)]
+    Window(#[from] WindowError),
+    /// Who uses what.
+    #[error(transparent)]
+    Perm(#[from] PermError),
+}
+
+impl OpenError {
+    /// What QEMU prints on a line of its own below the message, if anything.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            OpenError::Perm(error) => error.hint(),
+            _ => None,
+        }
+    }
+}
+
+/// Longest node-name (QEMU: 31 bytes and a terminator).
+const NAME_BYTES_MAX: usize = 31;
+
+/// Opens a node and its inline children and publishes the generation that has them.
+pub fn open(current: &Arc<Current>, spec: NodeSpec) -> Result<(NodeId, Arc<Graph>), OpenError> {
+    let mut opening = Opening {
+        graph: (*current.get()).clone(),
+        opened: Vec::new(),
+    };
+    match opening.node(spec, 0) {
+        Ok(id) => Ok((id, current.publish(opening.graph))),
+        Err(error) => {
+            opening.undo();
+            Err(error)
+        }
+    }
+}
+
+/// The name of a node that asked for none: no name a user can give begins so.
+fn generated_name(graph: &Graph) -> String {
+    let names = (0u32..).map(|n| format!("#block{n:03}"));
+    let mut free = names.filter(|name| graph.find(name).is_none());
+    free.next().unwrap_or_default()
+}
+
+fn check_name(graph: &Graph, name: &str) -> Result<(), OpenError> {
+    let mut bytes = name.bytes();
+    let begins_well = bytes.next().is_some_and(|b| b.is_ascii_alphabetic());
+    let goes_on_well = bytes.all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+    if !begins_well || !goes_on_well {
+        return Err(OpenError::BadName(name.to_owned()));
+    }
+    if graph.find(name).is_some() {
+        return Err(OpenError::Duplicate(name.to_owned()));
+    }
+    if name.len() > NAME_BYTES_MAX {
+        return Err(OpenError::LongName);
+    }
+    Ok(())
+}
+
+/// What a driver's own part of opening came to.
+struct Made {
+    kind: &'static str,
+    body: Body,
+    edges: Vec<Edge>,
+    files: Vec<Arc<ring::File>>,
+    access: Access,
+}
+
+/// A generation in the making.
+struct Opening {
+    graph: Graph,
+    /// The nodes that are new in it, children first.
+    opened: Vec<NodeId>,
+}
+
+impl Opening {
+    fn node(&mut self, spec: NodeSpec, depth: usize) -> Result<NodeId, OpenError> {
+        if depth >= DEPTH_MAX {
+            return Err(OpenError::TooDeep);
+        }
+        let NodeSpec {
+            name,
+            common,
+            driver,
+        } = spec;
+        if common.sharing == Sharing::Forced && common.access != Access::ReadOnly {
+            return Err(OpenError::ForceShare);
+        }
+        if let Some(name) = &name {
+            check_name(&self.graph, name)?;
+        }
+        let made = self.make(driver, common, depth)?;
+        // Asked again: an inline child may have taken the name meanwhile.
+        match &name {
+            Some(name) => check_name(&self.graph, name)?,
+            None => {}
+        }
+        let name = name.unwrap_or_else(|| generated_name(&self.graph));
+        let Made {
+            kind,
+            body,
+            edges,
+            files,
+            access,
+        } = made;
+        let id = self.graph.insert(NewNode {
+            name,
+            kind,
+            common: Common { access, ..common },
+            body,
+            edges,
+            files,
+        });
+        self.opened.push(id);
+        if self.graph.depth(id) > DEPTH_MAX {
+            return Err(OpenError::TooDeep);
+        }
+        self.graph.users.connect(&self.graph, id)?;
+        Ok(id)
+    }
+
+    fn make(
+        &mut self,
+        driver: DriverSpec,
+        common: Common,
+        depth: usize,
+    ) -> Result<Made, OpenError> {
+        match driver {
+            DriverSpec::Null(spec) => Ok(make_null(&spec, common)),
+            DriverSpec::File(spec) => self.make_file(spec, common),
+            DriverSpec::Raw { file, window } => {
+                let (child, below) = self.child(file, depth)?;
+                Ok(Made {
+                    kind: "raw",
+                    body: Body::Driver(Box::new(Raw::new(child, below, window)?)),
+                    edges: vec![edge(Role::Image, child)],
+                    files: Vec::new(),
+                    access: common.access,
+                })
+            }
+            DriverSpec::Delay { file, latency_ns } => {
+                let (child, _) = self.child(file, depth)?;
+                Ok(Made {
+                    kind: "x-delay",
+                    body: Body::Filter(Box::new(Delay::new(child, latency_ns))),
+                    edges: vec![edge(Role::Filtered, child)],
+                    files: Vec::new(),
+                    access: common.access,
+                })
+            }
+        }
+    }
+
+    fn make_file(&mut self, spec: FileSpec, common: Common) -> Result<Made, OpenError> {
+        let mut options = spec.options;
+        options.mode = match (common.access, options.mode) {
+            (Access::ReadOnly, _) => OpenMode::ReadOnly,
+            (Access::ReadWrite, OpenMode::Auto) => OpenMode::Auto,
+            (Access::ReadWrite, _) => OpenMode::ReadWrite,
+        };
+        let (node, id) = (self.graph.next_id(), self.graph.new_file_id());
+        let (opened, access) = file::open(node, id, &options)?;
+        Ok(Made {
+            kind: options.kind.name(),
+            files: vec![opened.file().clone()],
+            body: Body::Driver(Box::new(opened)),
+            edges: Vec::new(),
+            access,
+        })
+    }
+
+    fn child(&mut self, child: Child, depth: usize) -> Result<(NodeId, Info), OpenError> {
+        let id = match child {
+            Child::Named(name) => match self.graph.find(&name) {
+                Some(id) => id,
+                None => return Err(OpenError::NotFound(name)),
+            },
+            Child::Inline(spec) => self.node(*spec, depth + 1)?,
+        };
+        let info = self.graph.info(id).ok_or(OpenError::TooDeep)?;
+        Ok((id, info))
+    }
+
+    /// Forgets what the new nodes asked of their children, parents first.
+    fn undo(self) {
+        for id in self.opened.iter().rev() {
+            self.graph.users.disconnect(&self.graph, *id);
+        }
+    }
+}
+
+fn make_null(spec: &NullSpec, common: Common) -> Made {
+    let null = Null::new(spec.size_bytes, spec.reads, spec.latency_ns);
+    Made {
+        kind: match spec.kind {
+            NullKind::Co => "null-co",
+            NullKind::Aio => "null-aio",
+        },
+        body: Body::Driver(Box::new(null)),
+        edges: Vec::new(),
+        files: Vec::new(),
+        access: common.access,
+    }
+}
+
+fn edge(role: Role, child: NodeId) -> Edge {
+    Edge {
+        role,
+        option: "file",
+        child,
+    }
+}
