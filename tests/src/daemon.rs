@@ -54,7 +54,8 @@ impl Kind {
         }
     }
 
-    fn program(self) -> io::Result<PathBuf> {
+    /// Where the program is.
+    pub(crate) fn program(self) -> io::Result<PathBuf> {
         match self {
             Kind::Virtioblkd => find_virtioblkd(),
             Kind::QemuStorageDaemon => Ok(self.name().into()),

@@ -73,7 +73,7 @@ const CASES: [Case; 17] = [
 ];
 
 fn qsd() -> bool {
-    Kind::from_env() == Kind::Qsd
+    Kind::from_env() == Kind::QemuStorageDaemon
 }
 
 fn setup(client: Client) -> Setup {

@@ -480,7 +480,7 @@ fn run_rows(
     daemon: &Running,
     who: &str,
 ) -> usize {
-    let qsd = Kind::from_env() == Kind::Qsd;
+    let qsd = Kind::from_env() == Kind::QemuStorageDaemon;
     let mut said = 0;
     let mut failures = Vec::new();
     for row in rows {

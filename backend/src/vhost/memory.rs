@@ -164,8 +164,7 @@ impl Table {
     }
 
     /// Without a slot (REM_MEM_REG), and what is to be unmapped for it.
-    // vhost-user.rst, VHOST_USER_REM_MEM_REG: "the memory region to be removed is identified by its guest address,
-    // user address and size. The mmap offset is ignored."
+    // vhost-user.rst, VHOST_USER_REM_MEM_REG: guest address, user address and size say which; the offset does not count.
     pub(super) fn remove(&self, slot: Slot) -> Result<(Table, Slot), MemoryError> {
         let found = |entry: &Entry| {
             let (a, b) = (&entry.slot, &slot);

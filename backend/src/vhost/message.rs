@@ -127,7 +127,8 @@ pub(super) struct Spec {
     pub(super) body: Body,
     pub(super) fds: Fds,
     pub(super) answered: Answered,
-    /// The protocol feature that must have been negotiated.
+    /// The protocol feature that must have been negotiated. For MQ, BACKEND_REQ and RESET_DEVICE vhost-user.rst only
+    /// asks that they be on offer, which they always are.
     pub(super) needs: Option<Protocol>,
 }
 
@@ -167,16 +168,15 @@ pub(super) const SPECS: &[Spec] = &[
     spec!(SET_VRING_ERR,         U64,             Fds::UnlessNofd, Ack,   None),
     spec!(GET_PROTOCOL_FEATURES, EMPTY,           NONE,            Reply, None),
     spec!(SET_PROTOCOL_FEATURES, U64,             NONE,            Ack,   None),
-    spec!(GET_QUEUE_NUM,         EMPTY,           NONE,            Reply, Some(Protocol::MQ)),
+    spec!(GET_QUEUE_NUM,         EMPTY,           NONE,            Reply, None),
     spec!(SET_VRING_ENABLE,      STATE,           NONE,            Ack,   None),
-    spec!(SET_BACKEND_REQ_FD,    EMPTY,           Fds::Exact(1),   Ack,   Some(Protocol::BACKEND_REQ)),
+    spec!(SET_BACKEND_REQ_FD,    EMPTY,           Fds::Exact(1),   Ack,   None),
     spec!(GET_CONFIG,            Body::Config,    NONE,            Reply, Some(Protocol::CONFIG)),
     spec!(SET_CONFIG,            Body::Config,    NONE,            Ack,   Some(Protocol::CONFIG)),
-    spec!(RESET_DEVICE,          EMPTY,           NONE,            Ack,   Some(Protocol::RESET_DEVICE)),
+    spec!(RESET_DEVICE,          EMPTY,           NONE,            Ack,   None),
     spec!(GET_MAX_MEM_SLOTS,     EMPTY,           NONE,            Reply, Some(Protocol::CONFIGURE_MEM_SLOTS)),
     spec!(ADD_MEM_REG,           Body::Exact(40), Fds::Exact(1),   Ack,   Some(Protocol::CONFIGURE_MEM_SLOTS)),
-    // vhost-user.rst, VHOST_USER_REM_MEM_REG: "the back-end MAY accept messages with one file descriptor. If a file
-    // descriptor is passed, the back-end MUST close it without using it otherwise."
+    // vhost-user.rst, VHOST_USER_REM_MEM_REG: one descriptor may come along from old front ends; it is only closed.
     spec!(REM_MEM_REG,           Body::Exact(40), Fds::AtMost(1),  Ack,   Some(Protocol::CONFIGURE_MEM_SLOTS)),
 ];
 

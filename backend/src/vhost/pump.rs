@@ -101,7 +101,7 @@ impl<'a> Pump<'a> {
     fn open_handler(&mut self) -> Result<(), End> {
         let opened = self
             .forward(FrontendReq::GET_FEATURES, Answered::Reply, &[], &[])
-            .and_then(|_| self.forward_protocol(bits::PROTOCOL));
+            .and_then(|_| self.acknowledge_all());
         match opened {
             Ok(_) => Ok(()),
             Err(Failure::Over(end)) => Err(end),
@@ -145,9 +145,8 @@ impl<'a> Pump<'a> {
         }
     }
 
-    // vhost-user.rst, VHOST_USER_PROTOCOL_F_REPLY_ACK: "If the back-end ... must respond with a Payload VhostUserMsg
-    // indicating success or failure. The payload should be set to zero on success or non-zero on failure". Who waits for
-    // that hears of the refusal and stays; who does not would go on as if it had been obeyed, and is let go.
+    // vhost-user.rst, VHOST_USER_PROTOCOL_F_REPLY_ACK: zero acknowledges, anything else refuses. Who waits for that hears
+    // of the refusal and stays; who does not would go on as if it had been obeyed, and is let go.
     fn refuse(&mut self, header: &Header, reason: String) -> Result<(), End> {
         self.refusals += 1;
         if !self.wants_ack(header) || self.refusals > REFUSALS_MAX {
@@ -259,15 +258,15 @@ impl<'a> Pump<'a> {
         let Some(wanted) = wanted else {
             return Err(SessionError::Features { features }.into());
         };
-        // The handler acknowledges to us whatever the front end wants.
-        self.forward_protocol(wanted | Protocol::REPLY_ACK)?;
+        // The handler has been told all of them: it acknowledges to us whatever the front end wants.
         self.protocol = wanted;
         Ok(Outcome::Done)
     }
 
-    fn forward_protocol(&self, features: Protocol) -> Result<Outcome, Failure> {
+    fn acknowledge_all(&self) -> Result<Outcome, Failure> {
         let code = FrontendReq::SET_PROTOCOL_FEATURES;
-        self.forward(code, Answered::Ack, &features.bits().to_ne_bytes(), &[])
+        let all = bits::PROTOCOL.bits().to_ne_bytes();
+        self.forward(code, Answered::Ack, &all, &[])
     }
 
     fn set_table(&self, slots: Vec<(super::memory::Slot, OwnedFd)>) -> Result<Outcome, Failure> {

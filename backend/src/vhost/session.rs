@@ -168,8 +168,8 @@ impl Session {
         }
     }
 
-    // vhost-user.rst, VHOST_USER_SET_VRING_ENABLE: "This request should be sent only when
-    // VHOST_USER_F_PROTOCOL_FEATURES has been negotiated."
+    // vhost-user.rst, VHOST_USER_SET_VRING_ENABLE: only with VHOST_USER_F_PROTOCOL_FEATURES; without it, rings are
+    // enabled from the start.
     pub(super) fn check_enable(&self) -> Result<(), SessionError> {
         match self.lock().features.unwrap_or(0) & bits::PROTOCOL_FEATURES {
             0 => Err(SessionError::NoProtocolFeatures),
@@ -266,8 +266,8 @@ impl Session {
         self.stop_rings(&mut state);
     }
 
-    // vhost-user.rst, VHOST_USER_RESET_OWNER: "It is recommended that back-ends either ignore this message, or use it
-    // to disable all rings."
+    // vhost-user.rst, VHOST_USER_RESET_OWNER: deprecated; of the two readings it recommends, this is the one that does
+    // something. The connection's state stays.
     pub(super) fn disable_all(&self) {
         let mut state = self.lock();
         self.stop_rings(&mut state);

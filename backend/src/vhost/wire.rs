@@ -16,8 +16,7 @@ use super::CONFIG_BYTES_MAX;
 pub(super) const BODY_BYTES_MAX: usize = 12 + CONFIG_BYTES_MAX;
 
 const HEADER_BYTES: usize = 12;
-// vhost-user.rst, "Message Specification": "Lower 2 bits are the version (currently 0x01); Bit 2 is the reply flag;
-// Bit 3 is the need_reply flag".
+// vhost-user.rst, "Header": two bits of version, which is 1, then the reply flag and the need_reply flag.
 const FLAG_VERSION: u32 = 0x1;
 const FLAG_REPLY: u32 = 0x4;
 const FLAG_NEED_REPLY: u32 = 0x8;

@@ -41,6 +41,9 @@ pub(crate) struct Uring {
     min_wait: bool,
     /// For steps nobody waits for: no completion, where the kernel can do that (Linux 5.17).
     silent: squeue::Flags,
+    /// For signals: without it each signal to a full counter stays in the kernel until somebody reads the counter, as
+    /// many as a hostile guest likes. Eventfds take it since Linux 5.8.
+    signal_flags: i32,
 }
 
 impl std::fmt::Debug for Uring {
@@ -86,9 +89,9 @@ impl Uring {
         let only = only.map(|flavour| [flavour]);
         let (ring, flavour) = first_that_works(only.as_ref().map_or(&FLAVOURS[..], |f| &f[..]))?;
         let min_wait = ring.params().is_feature_min_timeout();
-        let silent = match ring.params().is_feature_skip_cqe_on_success() {
-            true => squeue::Flags::SKIP_SUCCESS,
-            false => squeue::Flags::empty(),
+        let (silent, signal_flags) = match ring.params().is_feature_skip_cqe_on_success() {
+            true => (squeue::Flags::SKIP_SUCCESS, libc::RWF_NOWAIT),
+            false => (squeue::Flags::empty(), 0),
         };
         let mut uring = Uring {
             ring,
@@ -96,6 +99,7 @@ impl Uring {
             flavour,
             min_wait,
             silent,
+            signal_flags,
         };
         if uring
             .ring
@@ -127,7 +131,7 @@ impl Uring {
 
     #[inline]
     pub(crate) fn push(&mut self, step: Step<'_>, user_data: u64) -> Result<(), QueueFull> {
-        let mut entry = entry(step).user_data(user_data);
+        let mut entry = entry(step, self.signal_flags).user_data(user_data);
         if user_data == NOBODY {
             entry = entry.flags(self.silent);
         }
@@ -217,7 +221,7 @@ macro_rules! on_file {
 }
 
 #[inline]
-fn entry(step: Step<'_>) -> squeue::Entry {
+fn entry(step: Step<'_>, signal_flags: i32) -> squeue::Entry {
     match step {
         Step::Read { file, at, segs } => read(file, at, segs),
         Step::Write {
@@ -242,7 +246,9 @@ fn entry(step: Step<'_>) -> squeue::Entry {
         Step::Poll { fd } => opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32)
             .multi(true)
             .build(),
-        Step::Signal { fd } => opcode::Write::new(Fd(fd), (&raw const ONE).cast(), 8).build(),
+        Step::Signal { fd } => opcode::Write::new(Fd(fd), (&raw const ONE).cast(), 8)
+            .rw_flags(signal_flags)
+            .build(),
         Step::Timeout { spec, .. } => opcode::Timeout::new(spec).build(),
         Step::Cancel { target } => opcode::AsyncCancel::new(target).build(),
     }

@@ -30,6 +30,8 @@ pub struct Rig {
     pub ring: Ring,
     pub file: Arc<File>,
     pub disk: Option<Disk>,
+    /// The ring's room when it is idle.
+    pub full: usize,
     host: Option<(tempfile::TempDir, std::fs::File)>,
 }
 
@@ -74,6 +76,7 @@ pub fn real(mut ring: Ring, bytes: &[u8], cache: Cache) -> Rig {
     let plain = std::fs::File::open(&path).expect("opened");
     Rig {
         name: ring.engine_name().to_owned(),
+        full: ring.room(),
         ring,
         file,
         disk: None,
@@ -103,6 +106,7 @@ pub fn on_disk(disk: Disk, name: String) -> Rig {
     ring.adopt(&file);
     Rig {
         name,
+        full: ring.room(),
         ring,
         file,
         disk: Some(disk),
@@ -203,4 +207,28 @@ pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
         .flat_map(|_| rng.bits().to_le_bytes())
         .take(len)
         .collect()
+}
+
+/// An eventfd with these flags beside CLOEXEC.
+pub fn eventfd(flags: i32) -> std::fs::File {
+    use std::os::fd::FromRawFd;
+    // SAFETY: no pointer is passed.
+    let fd = unsafe { libc::eventfd(0, flags | libc::EFD_CLOEXEC) };
+    assert!(fd >= 0, "an eventfd");
+    // SAFETY: the descriptor is new and nobody else's.
+    unsafe { std::fs::File::from_raw_fd(fd) }
+}
+
+/// Adds to an eventfd.
+pub fn add(mut fd: &std::fs::File, count: u64) {
+    use std::io::Write;
+    fd.write_all(&count.to_ne_bytes()).expect("added");
+}
+
+/// Takes an eventfd's counter.
+pub fn take(mut fd: &std::fs::File) -> u64 {
+    use std::io::Read;
+    let mut counter = [0; 8];
+    fd.read_exact(&mut counter).expect("taken");
+    u64::from_ne_bytes(counter)
 }

@@ -3,6 +3,7 @@
 //! The polite way in is [`Ring::add`], [`Ring::publish`], [`Ring::kick`] and [`Ring::pop`]; the hostile way is
 //! [`Ring::set_desc`] and [`Ring::offer`], which write what they are told.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -121,6 +122,8 @@ pub struct Ring {
     pub call_fd: EventFd,
     /// Written by the device when the ring is broken.
     pub err_fd: EventFd,
+    /// Signals taken out of the call eventfd so far.
+    pub calls: Cell<u64>,
     desc: Area,
     avail: Area,
     used: Area,
@@ -146,6 +149,7 @@ impl Ring {
             kick_fd: event_fd()?,
             call_fd: event_fd()?,
             err_fd: event_fd()?,
+            calls: Cell::new(0),
             desc: memory.area(place.desc, n * DESC_BYTES),
             avail: memory.area(place.avail, 6 + n * 2),
             used: memory.area(place.used, 6 + n * 8),
@@ -356,10 +360,16 @@ impl Ring {
                 ));
             }
             if readable(&self.call_fd, left)? {
-                let _ = self.call_fd.read();
+                self.take_calls();
             }
         }
         Ok(())
+    }
+
+    /// Empties the call eventfd, which counts the signals since it was last emptied.
+    pub fn take_calls(&self) {
+        self.calls
+            .set(self.calls.get() + self.call_fd.read().unwrap_or(0));
     }
 
     /// Whether the err eventfd was signalled within `patience`.

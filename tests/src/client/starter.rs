@@ -1,7 +1,6 @@
-//! Starts the daemon under test, ours or the real qemu-storage-daemon, and ends it again.
+//! Starts a daemon whose node, export and surroundings a table chooses, and looks at its process from outside.
 //!
-//! `TEST_DAEMON=qsd` chooses the latter, to prove these clients against the peer everybody trusts. Ours is found beside
-//! the test executable, or where `VIRTIOBLKD` says.
+//! Where [`crate::daemon`] serves the disks of guests, this knows null nodes, wrappers such as `taskset`, and /proc.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,49 +11,9 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+pub use crate::daemon::Kind;
+
 use super::deadline;
-
-/// Whose program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Ours.
-    Virtioblkd,
-    /// The real one.
-    Qsd,
-}
-
-impl Kind {
-    /// What `TEST_DAEMON` asks for; ours unless it says `qsd`.
-    pub fn from_env() -> Kind {
-        match std::env::var("TEST_DAEMON").as_deref() {
-            Ok("qsd") => Kind::Qsd,
-            _ => Kind::Virtioblkd,
-        }
-    }
-
-    /// The program to run.
-    pub fn program(self) -> PathBuf {
-        match self {
-            Kind::Qsd => PathBuf::from("qemu-storage-daemon"),
-            Kind::Virtioblkd => {
-                std::env::var_os("VIRTIOBLKD").map_or_else(beside_us, PathBuf::from)
-            }
-        }
-    }
-}
-
-/// target/PROFILE/virtioblkd, seen from target/PROFILE/deps/TEST or target/PROFILE/BIN.
-fn beside_us() -> PathBuf {
-    let us = std::env::current_exe().unwrap_or_default();
-    let near = us
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|dir| dir.join("virtioblkd"));
-    near.into_iter()
-        .find(|path| path.exists())
-        .unwrap_or_else(|| PathBuf::from("virtioblkd"))
-}
 
 /// What the node is.
 #[derive(Debug, Clone)]
@@ -148,7 +107,7 @@ impl Running {
         let socket = dir.path().join("disk.sock");
         let log = dir.path().join("log");
         let mut words: Vec<String> = wrapper.to_vec();
-        words.push(kind.program().display().to_string());
+        words.push(kind.program()?.display().to_string());
         words.extend(disk.arguments(&socket));
         let child = Command::new(&words[0])
             .args(&words[1..])

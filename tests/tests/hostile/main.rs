@@ -32,7 +32,7 @@ fn setup() -> Setup {
 }
 
 fn qsd() -> bool {
-    Kind::from_env() == Kind::Qsd
+    Kind::from_env() == Kind::QemuStorageDaemon
 }
 
 /// Brings a session as far as the case wants it.

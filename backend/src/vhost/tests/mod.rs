@@ -5,6 +5,7 @@ mod hostile;
 mod life;
 mod memory;
 mod peers;
+mod random;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -14,6 +15,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ring::vring::RingError;
 use vhost::vhost_user::message::FrontendReq;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -63,6 +65,14 @@ impl Rings for FakeRings {
         if *self.refuse.lock().unwrap() {
             return Err(RingRefused("no".to_owned()));
         }
+        // The session has checked all that the walk checks.
+        let map = Arc::clone(&ring.map);
+        let walk = ring::vring::Vring::new(map, &ring.layout, ring.features, ring.next_avail);
+        if let Err(error @ RingError::Align { .. }) = walk {
+            // Depends on where the memory came to lie; not the session's to know.
+            return Err(RingRefused(error.to_string()));
+        }
+        assert!(walk.is_ok(), "{walk:?}");
         let mut running = self.running.lock().unwrap();
         assert!(running.iter().all(|(at, _)| *at != index), "started twice");
         running.push((index, ring));

@@ -1,0 +1,75 @@
+//! Instructions per request in user space, by callgrind on fixed numbers of requests: repeatable where time is not.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::load::{self, Direction, Load, Order, Waiting};
+use crate::client::guest::{Guest, Setup};
+use crate::client::starter::{Disk, Kind, Node, Running};
+
+const DEPTH: u16 = 32;
+const FEW: u32 = 100;
+const MANY: u32 = 600;
+
+/// What is measured.
+pub const SUBJECTS: [&str; 2] = ["null", "page-cache"];
+
+/// Instructions per 4k read of one subject, bursts of 32, with polling off. Two runs of different length cancel what
+/// starting and stopping costs.
+pub fn per_request(subject: &str, file: &Path) -> io::Result<f64> {
+    let node = if subject == "null" {
+        Node::Null(1 << 30)
+    } else {
+        Node::File(file.to_owned())
+    };
+    let few = collect(&node, FEW)?;
+    let many = collect(&node, MANY)?;
+    Ok((many - few) as f64 / (f64::from(MANY - FEW) * f64::from(DEPTH)))
+}
+
+fn collect(node: &Node, bursts: u32) -> io::Result<u64> {
+    let dir = tempfile::tempdir()?;
+    let out = dir.path().join("callgrind.out");
+    let wrapper = [
+        "valgrind".into(),
+        "--tool=callgrind".into(),
+        format!("--callgrind-out-file={}", out.display()),
+    ];
+    let disk = Disk {
+        node: node.clone(),
+        file_options: "",
+        export_options: "iothread=t0",
+        read_only: false,
+        // Polling would count instructions by the clock.
+        arguments: vec!["--object".into(), "iothread,id=t0,poll-max-ns=0".into()],
+    };
+    let mut daemon = Running::start_under(&wrapper, Kind::Virtioblkd, &disk)?;
+    let load = Load {
+        block_bytes: 4096,
+        depth: DEPTH,
+        direction: Direction::Read,
+        order: Order::Sequential,
+        waiting: Waiting::Block,
+        disk_bytes: 1 << 20,
+    };
+    let setup = Setup {
+        ring_size: 64,
+        data_bytes: load.memory_bytes(1),
+        ..Setup::default()
+    };
+    let mut guest = Guest::start(&daemon.socket, setup)?;
+    load::run_bursts(&mut guest, load, bursts)?;
+    drop(guest);
+    daemon.terminate()?;
+    total(&fs::read_to_string(out)?)
+}
+
+fn total(profile: &str) -> io::Result<u64> {
+    let line = profile.lines().find_map(|l| {
+        l.strip_prefix("totals:")
+            .or_else(|| l.strip_prefix("summary:"))
+    });
+    let total = line.and_then(|l| l.trim().parse().ok());
+    total.ok_or_else(|| io::Error::other("callgrind left no totals"))
+}

@@ -1,0 +1,53 @@
+//! A process seen from outside: processor time, wake-ups, and which processors it may use.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// Nanoseconds of processor time of all threads of a process, the kernel's workers for it included.
+pub fn cpu_ns(pid: u32) -> u64 {
+    sum_over_threads(pid, |thread| {
+        let stat = fs::read_to_string(thread.join("schedstat")).ok()?;
+        stat.split_whitespace().next()?.parse().ok()
+    })
+}
+
+/// Times that threads of a process went to sleep and were woken.
+pub fn wake_ups(pid: u32) -> u64 {
+    sum_over_threads(pid, |thread| {
+        let status = fs::read_to_string(thread.join("status")).ok()?;
+        let line = status
+            .lines()
+            .find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"))?;
+        line.trim().parse().ok()
+    })
+}
+
+fn sum_over_threads(pid: u32, figure: impl Fn(&Path) -> Option<u64>) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    threads.filter_map(|thread| figure(&thread.path())).sum()
+}
+
+/// Restricts this thread, and those it starts, to some processors.
+pub fn pin_self(cpus: &[usize]) -> io::Result<()> {
+    // SAFETY: an all-zero cpu_set_t is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for cpu in cpus {
+        // SAFETY: a valid set on this stack; the macro checks the index.
+        unsafe { libc::CPU_SET(*cpu, &mut set) };
+    }
+    // SAFETY: the set is valid and of the size given; 0 is this thread.
+    match unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Words that start a program on some processors.
+pub fn taskset(cpus: &[usize]) -> Vec<String> {
+    let list: Vec<String> = cpus.iter().map(usize::to_string).collect();
+    vec!["taskset".into(), "-c".into(), list.join(",")]
+}

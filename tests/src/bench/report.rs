@@ -1,0 +1,120 @@
+//! Samples of many rounds, and the markdown table made of them.
+
+use super::median;
+
+/// What one round of one contender brought.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sample {
+    /// Requests per second.
+    pub iops: f64,
+    /// Median latency in microseconds.
+    pub p50_us: f64,
+    /// 99th percentile of latency in microseconds.
+    pub p99_us: f64,
+    /// Processor nanoseconds of the backend per request.
+    pub cpu_ns: f64,
+    /// Notifications per request, where they can be counted.
+    pub notifications: Option<f64>,
+}
+
+/// One contender's line of a row.
+#[derive(Debug)]
+pub struct Line {
+    /// Who.
+    pub name: String,
+    /// Round by round.
+    pub samples: Vec<Sample>,
+    /// System calls that enter a ring or submit, per request, from a run of their own.
+    pub enters: Option<f64>,
+}
+
+impl Line {
+    fn of(&self, figure: impl Fn(&Sample) -> f64) -> Vec<f64> {
+        self.samples.iter().map(figure).collect()
+    }
+
+    /// Median of the ratios to another contender, round by round.
+    fn ratio(&self, other: &Line, figure: impl Fn(&Sample) -> f64) -> f64 {
+        let pairs = self.samples.iter().zip(&other.samples);
+        median(
+            &pairs
+                .map(|(a, b)| figure(a) / figure(b).max(f64::MIN_POSITIVE))
+                .collect::<Vec<_>>(),
+        )
+    }
+}
+
+/// One row: the same load for several contenders, in turn.
+#[derive(Debug)]
+pub struct Row {
+    /// What was asked.
+    pub name: String,
+    /// Who answered; ratios are to the one of this place.
+    pub lines: Vec<Line>,
+    /// The contender the others are compared with.
+    pub reference: usize,
+}
+
+/// The head of the table.
+pub fn heading() -> String {
+    let columns = [
+        "row",
+        "contender",
+        "IOPS (min to max)",
+        "x ref",
+        "p50 us",
+        "p99 us",
+        "CPU ns/IO (min to max)",
+        "x ref",
+        "notifications/IO",
+        "enters/IO",
+    ];
+    format!(
+        "| {} |\n|{}",
+        columns.join(" | "),
+        "---|".repeat(columns.len())
+    )
+}
+
+/// The lines of a row.
+pub fn render(row: &Row) -> String {
+    let lines = row
+        .lines
+        .iter()
+        .enumerate()
+        .map(|(i, line)| render_line(row, i, line));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn render_line(row: &Row, place: usize, line: &Line) -> String {
+    let reference = &row.lines[row.reference];
+    let (iops, cpu) = (line.of(|s| s.iops), line.of(|s| s.cpu_ns));
+    let ratio = |figure: fn(&Sample) -> f64| {
+        if place == row.reference {
+            "1".to_owned()
+        } else {
+            format!("{:.2}", line.ratio(reference, figure))
+        }
+    };
+    let notifications: Option<Vec<f64>> = line.samples.iter().map(|s| s.notifications).collect();
+    let optional = |figure: Option<f64>| figure.map_or("".into(), |f| format!("{f:.3}"));
+    let cells = [
+        row.name.clone(),
+        line.name.clone(),
+        spread(&iops),
+        ratio(|s| s.iops),
+        format!("{:.0}", median(&line.of(|s| s.p50_us))),
+        format!("{:.0}", median(&line.of(|s| s.p99_us))),
+        spread(&cpu),
+        ratio(|s| s.cpu_ns),
+        optional(notifications.map(|n| median(&n))),
+        optional(line.enters),
+    ];
+    format!("| {} |", cells.join(" | "))
+}
+
+fn spread(figures: &[f64]) -> String {
+    let least = figures.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = figures.iter().copied().fold(0.0, f64::max);
+    format!("{:.0} ({least:.0} to {most:.0})", median(figures))
+}

@@ -1,0 +1,72 @@
+//! What a burst of requests costs: counted by strace, never timed.
+//!
+//! Needs strace and the right to trace. A notification is a write to the call eventfd, however the daemon makes it, so
+//! those are counted at our end: the eventfd adds them up.
+#![allow(
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a test stops where it is surprised"
+)]
+
+use tests::client::blk::{OK, Request};
+use tests::client::deadline;
+use tests::client::guest::{Guest, Setup};
+use tests::client::pattern::Model;
+use tests::client::starter::{Disk, Kind, Running};
+use tests::client::trace::Trace;
+
+const BURST: usize = 32;
+const BURSTS: u64 = 16;
+
+/// Puts 32 reads into the ring, kicks once, and waits for the last by looking at the ring, so that nothing is suppressed
+/// or asked for in between. Returns the notifications.
+fn burst(guest: &mut Guest) -> u64 {
+    let _ = guest.rings[0].call_fd.read();
+    guest.rings[0].want_call(Some(1));
+    let pending: Vec<_> = (0..BURST as u64)
+        .map(|i| guest.add(0, &Request::read(i * 64, 4096)))
+        .collect();
+    guest.submit(0);
+    let until = deadline();
+    let first = guest.rings[0].last_used();
+    while usize::from(guest.rings[0].used_idx().wrapping_sub(first)) < BURST {
+        assert!(std::time::Instant::now() < until, "the burst does not end");
+        std::thread::yield_now();
+    }
+    while let Some(used) = guest.rings[0].pop() {
+        let which = pending
+            .iter()
+            .find(|p| u32::from(p.head) == used.id)
+            .unwrap();
+        assert_eq!(guest.done(*which, used.len).status, OK);
+    }
+    guest.rings[0].call_fd.read().unwrap_or(0)
+}
+
+#[test]
+fn thirty_two_direct_reads_in_one_kick_cost_at_most_two_enters_and_one_notification() {
+    let model = Model::new(8 << 20).unwrap();
+    let disk = Disk {
+        file_options: "cache.direct=on,aio=io_uring",
+        ..Disk::file(&model.path)
+    };
+    let daemon = Running::start(Kind::from_env(), &disk).unwrap();
+    let mut guest = Guest::start(&daemon.socket, Setup::default()).unwrap();
+    burst(&mut guest);
+    let trace = Trace::attach(daemon.pid(), &["io_uring_enter", "io_submit"]).unwrap();
+    let notifications: u64 = (0..BURSTS).map(|_| burst(&mut guest)).sum();
+    let enters = trace.finish().unwrap();
+    eprintln!("{BURSTS} bursts of {BURST} reads: {enters} enters, {notifications} notifications");
+    if Kind::from_env() == Kind::QemuStorageDaemon {
+        return;
+    }
+    // One enter is under way when strace comes.
+    assert!(
+        enters <= 2 * BURSTS + 1,
+        "{enters} enters for {BURSTS} bursts"
+    );
+    assert!(
+        notifications <= BURSTS,
+        "{notifications} notifications for {BURSTS} bursts"
+    );
+}
