@@ -14,6 +14,8 @@ struct Trace {
     stamp: Stamp,
     /// When its issuer was told that it was done; `None`: not yet, or that it failed.
     done: Option<u64>,
+    /// Writes of a sector that overlapped in time are one group: nobody knows which landed last.
+    group: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -23,7 +25,13 @@ struct Cell {
     /// What a crash may leave, oldest first.
     traces: Vec<Trace>,
     readers: u32,
-    writing: bool,
+    writers: u32,
+    /// The group of the writers, or of the last ones.
+    group: u64,
+    /// What the group writes.
+    stamps: Vec<Stamp>,
+    /// One of the group has succeeded.
+    sure: bool,
 }
 
 /// A disk of sectors.
@@ -38,6 +46,14 @@ pub struct Cells {
 pub enum End {
     Done,
     Failed,
+}
+
+/// May writes overlap other writes?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overlap {
+    Never,
+    /// One of them is found afterwards, in each sector for itself.
+    Writes,
 }
 
 /// A content no other sector of no other write has.
@@ -70,12 +86,16 @@ impl Cells {
             let trace = Trace {
                 stamp,
                 done: Some(0),
+                group: 0,
             };
             Cell {
                 live: vec![stamp],
                 traces: vec![trace],
                 readers: 0,
-                writing: false,
+                writers: 0,
+                group: 0,
+                stamps: Vec::new(),
+                sure: false,
             }
         };
         Cells {
@@ -95,10 +115,13 @@ impl Cells {
     }
 
     /// True if a request would overlap another so that nobody could say what it finds.
-    pub fn conflicts(&mut self, kind: Kind, at: u64, sectors: u64) -> bool {
-        let reads = kind == Kind::Read;
+    pub fn conflicts(&mut self, kind: Kind, at: u64, sectors: u64, overlap: Overlap) -> bool {
+        let (reads, never) = (kind == Kind::Read, overlap == Overlap::Never);
         let range = self.range(at, sectors);
-        range.iter().any(|c| c.writing || (!reads && c.readers > 0))
+        range.iter().any(|c| match reads {
+            true => c.writers > 0,
+            false => c.readers > 0 || (never && c.writers > 0),
+        })
     }
 
     /// A request goes out; `content` says what a write makes of each sector. The answer is the moment, for `ended`.
@@ -115,11 +138,7 @@ impl Cells {
                 Kind::Read => cell.readers += 1,
                 Kind::Flush => {}
                 _ => {
-                    cell.writing = true;
-                    cell.traces.push(Trace {
-                        stamp: content(sector),
-                        done: None,
-                    });
+                    cell.enter(content(sector));
                 }
             }
         }
@@ -127,7 +146,14 @@ impl Cells {
     }
 
     /// A write, write-zeroes or discard is over.
-    pub fn written(&mut self, kind: Kind, at: u64, sectors: u64, end: End) {
+    pub fn written(
+        &mut self,
+        kind: Kind,
+        at: u64,
+        sectors: u64,
+        end: End,
+        content: impl Fn(u64) -> Stamp,
+    ) {
         self.now += 1;
         let now = self.now;
         let sure = end == End::Done && kind != Kind::Discard;
@@ -136,29 +162,17 @@ impl Cells {
             Kind::Write(ring::Durability::Through)
                 | Kind::WriteZeroes(_, ring::Durability::Through)
         );
-        for cell in self.range(at, sectors) {
-            cell.writing = false;
-            let last = cell.traces.len() - 1;
-            let stamp = cell.traces[last].stamp;
-            if sure {
-                cell.live = vec![stamp];
-                cell.traces[last].done = Some(now);
-                if through {
-                    cell.traces.drain(..last);
-                }
-            } else {
-                cell.live.push(stamp);
+        for (sector, cell) in (at..).zip(self.range(at, sectors)) {
+            cell.leave(content(sector), sure.then_some(now));
+            if sure && through {
+                cell.settle(now + 1);
             }
         }
     }
 
     /// A flush that went out at `began` succeeded.
     pub fn flushed(&mut self, began: u64) {
-        for cell in &mut self.cells {
-            let safe = |trace: &Trace| trace.done.is_some_and(|done| done < began);
-            let last = cell.traces.iter().rposition(safe).unwrap_or(0);
-            cell.traces.drain(..last);
-        }
+        self.cells.iter_mut().for_each(|cell| cell.settle(began));
     }
 
     /// A read is over; what it found, if it succeeded, is held against the model.
@@ -191,5 +205,47 @@ impl Cells {
             }
         }
         Ok(())
+    }
+}
+
+impl Cell {
+    fn enter(&mut self, stamp: Stamp) {
+        if self.writers == 0 {
+            self.group += 1;
+            self.stamps.clear();
+            self.sure = false;
+        }
+        self.writers += 1;
+        self.stamps.push(stamp);
+        self.traces.push(Trace {
+            stamp,
+            done: None,
+            group: self.group,
+        });
+    }
+
+    fn leave(&mut self, stamp: Stamp, done: Option<u64>) {
+        self.writers -= 1;
+        self.sure |= done.is_some();
+        let own = self.traces.iter_mut().rev().find(|t| t.stamp == stamp);
+        own.expect("it entered").done = done;
+        if self.writers > 0 {
+            return;
+        }
+        if self.sure {
+            self.live.clear();
+        }
+        self.live.append(&mut self.stamps);
+    }
+
+    /// What was done before `began` is durable: what it replaced is gone.
+    fn settle(&mut self, began: u64) {
+        let safe = |trace: &Trace| trace.done.is_some_and(|done| done < began);
+        let Some(last) = self.traces.iter().rfind(|trace| safe(trace)) else {
+            return;
+        };
+        let group = last.group;
+        let first = self.traces.iter().position(|trace| trace.group == group);
+        self.traces.drain(..first.unwrap_or(0));
     }
 }

@@ -8,6 +8,7 @@ mod run;
 mod world;
 
 use blockgraph::Mode;
+use cells::Overlap;
 use run::{Run, stream};
 use world::{FILE, Plan};
 
@@ -46,6 +47,16 @@ fn fast_served_and_mixed_agree_with_the_model_and_with_each_other() {
 }
 
 #[test]
+fn of_overlapping_writes_one_is_found_in_each_sector_and_nothing_else_is_touched() {
+    for seed in 5000..5600 {
+        let mut plan = Plan::by_seed(seed);
+        plan.overlap = Overlap::Writes;
+        whole_sectors(&mut plan);
+        run(&plan, modes(seed)[seed as usize % 3]);
+    }
+}
+
+#[test]
 fn discards_lose_nothing_but_what_they_discard() {
     for seed in 1000..1300 {
         let mut plan = Plan::by_seed(seed);
@@ -75,6 +86,7 @@ fn a_crash_leaves_each_sector_old_or_new_and_everything_flushed() {
     for seed in 3000..3400 {
         let mut plan = Plan::by_seed(seed);
         whole_sectors(&mut plan);
+        plan.overlap = [Overlap::Never, Overlap::Writes][seed as usize / 2 % 2];
         plan.weather.failed = [0, 20][seed as usize % 2];
         crashes += run(&plan, modes(seed)[seed as usize % 3]).crashes;
     }

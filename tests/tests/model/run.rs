@@ -1,6 +1,6 @@
 //! Runs a stream of requests through a world, holding every answer against the model.
 
-use super::cells::{Cells, End, SECTOR, bytes_of, stamp};
+use super::cells::{Cells, End, SECTOR, Stamp, bytes_of, stamp};
 use super::world::{FILE, Plan, SECTORS, World, surroundings_are_whole, window};
 use blockgraph::driver::file::Cache;
 use blockgraph::{Event, Kind, Mode, Outcome, Span, Started, Unmap};
@@ -20,6 +20,16 @@ pub struct Step {
     pub zeroes: bool,
     /// Look what a crash would leave before it goes out.
     pub crash: bool,
+}
+
+impl Step {
+    /// What it makes of a sector.
+    fn content(&self, token: u64, sector: u64) -> Stamp {
+        match self.kind {
+            Kind::Write(_) if !self.zeroes => stamp(token, sector),
+            _ => 0,
+        }
+    }
 }
 
 /// A stream by seed.
@@ -115,7 +125,7 @@ impl<'a> Run<'a> {
     pub fn all(&mut self, steps: &[Step]) -> Verdict {
         let mut rng = Rng::new(self.plan.seed ^ 0xba7c);
         for (n, step) in steps.iter().enumerate() {
-            while self.flying.len() > 40 || self.cells.conflicts(step.kind, step.at, step.sectors) {
+            while self.flying.len() > 40 || self.conflicts(step) {
                 self.turn()?;
             }
             if step.crash {
@@ -132,6 +142,14 @@ impl<'a> Run<'a> {
         }
         self.crash(u64::MAX)?;
         self.finish()
+    }
+
+    fn conflicts(&mut self, step: &Step) -> bool {
+        let overlap = self.plan.overlap;
+        let Step {
+            kind, at, sectors, ..
+        } = *step;
+        self.cells.conflicts(kind, at, sectors, overlap)
     }
 
     fn finish(&mut self) -> Verdict {
@@ -167,8 +185,7 @@ impl<'a> Run<'a> {
         let Step {
             kind, at, sectors, ..
         } = step;
-        let zero = step.zeroes || !matches!(kind, Kind::Write(_));
-        let content = |sector| if zero { 0 } else { stamp(token, sector) };
+        let content = |sector| step.content(token, sector);
         let mem = memory(step, content);
         let segs: Vec<Seg> = mem.segs().collect();
         let span = Span::new(at * SECTOR, sectors * SECTOR).expect("a span");
@@ -268,7 +285,8 @@ impl<'a> Run<'a> {
             }
             (Kind::Flush, End::Failed) => Ok(()),
             _ => {
-                self.cells.written(kind, at, sectors, end);
+                let content = |sector| flying.step.content(token, sector);
+                self.cells.written(kind, at, sectors, end, content);
                 Ok(())
             }
         }

@@ -1,6 +1,6 @@
 //! A simulated disk under a graph under some lanes, all by seed.
 
-use super::cells::{Cells, SECTOR};
+use super::cells::{Cells, Overlap, SECTOR};
 use blockgraph::driver::file::{Cache, FileDriver, FileKind, FileParts, Flushes};
 use blockgraph::driver::raw::{Raw, Window};
 use blockgraph::filter::delay::Delay;
@@ -30,6 +30,7 @@ pub struct Plan {
     pub detect_zeroes: DetectZeroes,
     pub lanes: usize,
     pub weather: Weather,
+    pub overlap: Overlap,
 }
 
 impl Plan {
@@ -54,6 +55,7 @@ impl Plan {
                 [rng.below(3) as usize],
             lanes: 1 + rng.below(3) as usize,
             weather: Weather::ROUGH,
+            overlap: Overlap::Never,
         }
     }
 }
