@@ -32,12 +32,22 @@ impl Align {
     }
 }
 
+/// Are writes that must be durable written so?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Syncs {
+    /// When asked to.
+    Asked,
+    /// Never: the file is worth nothing after a crash of the host, and its user said so.
+    Never,
+}
+
 /// An open file.
 #[derive(Debug)]
 pub struct File {
     id: FileId,
     fd: OwnedFd,
     align: Align,
+    syncs: Syncs,
 }
 
 impl File {
@@ -51,7 +61,21 @@ impl File {
                 memory_bytes: sane(align.memory_bytes),
                 offset_bytes: sane(align.offset_bytes),
             },
+            syncs: Syncs::Asked,
         }
+    }
+
+    /// The same file, with writes that must be durable taken for ordinary ones.
+    pub fn never_synced(self) -> File {
+        File {
+            syncs: Syncs::Never,
+            ..self
+        }
+    }
+
+    /// Are writes that must be durable written so?
+    pub fn syncs(&self) -> Syncs {
+        self.syncs
     }
 
     /// Its name.

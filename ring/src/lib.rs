@@ -21,7 +21,7 @@ mod wait;
 
 pub use buf::{Buf, Mem};
 pub use engine::uring::Flavour;
-pub use file::{Align, File, FileId};
+pub use file::{Align, File, FileId, Syncs};
 pub use handle::{Handle, Running};
 pub use op::{Done, Durability, Errno, Op, OpId, SyncLevel};
 pub use ring::{Choice, Ring, SLOTS};

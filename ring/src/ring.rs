@@ -5,7 +5,7 @@
 use crate::engine::pool::Pool;
 use crate::engine::uring::{Flavour, Uring};
 use crate::engine::{Engine, NOBODY, Report, Space, Step, Target};
-use crate::file::{Align, File};
+use crate::file::{Align, File, Syncs};
 use crate::op::{Done, Durability, Errno, Op, OpId};
 use crate::seg::{self, Seg};
 use crate::sim;
@@ -118,6 +118,7 @@ impl Ring {
                     id: file.id(),
                     fd,
                     fixed: self.engine.fix(fd),
+                    syncs: file.syncs(),
                 },
                 align: file.align(),
                 _open: file.clone(),
@@ -474,7 +475,7 @@ fn push(
             file,
             at: at + slot.done_bytes as u64,
             segs,
-            through: durability == Durability::Through,
+            through: durability == Durability::Through && file.syncs == Syncs::Asked,
         },
         (Op::Sync { level, .. }, Some((file, _))) => Step::Sync { file, level },
         (Op::Punch { at, len_bytes, .. }, Some((file, _))) => Step::Space {

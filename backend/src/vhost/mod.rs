@@ -3,7 +3,7 @@
 //! The rule: no message reaches the protocol crate before the front door has checked it, and no ring runs on memory
 //! that is about to go: every change of memory stops the rings first and starts them anew afterwards.
 //!
-//! The way of a message: `wire` reads it, `message` makes it a [`message::Request`] or refuses its form, `pump`
+//! The way of a message: `wire` reads it, `message` makes it a `Request` or refuses its form, `pump`
 //! checks it against the session and hands it to vhost-user-backend over a private connection (`private`), whose
 //! handler (`handler`, `vring`) notes in `session` what was asked. Then `session` starts and stops rings accordingly.
 

@@ -204,9 +204,8 @@ impl Opening {
         }
         let made = self.make(driver, common, depth)?;
         // Asked again: an inline child may have taken the name meanwhile.
-        match &name {
-            Some(name) => check_name(&self.graph, name)?,
-            None => {}
+        if let Some(name) = &name {
+            check_name(&self.graph, name)?;
         }
         let name = name.unwrap_or_else(|| generated_name(&self.graph));
         let Made {

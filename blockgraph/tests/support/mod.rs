@@ -1,15 +1,26 @@
 //! What the driver tests share: a lane of its own per case, requests one at a time, and seeded chance.
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_debug_implementations,
+    missing_docs,
+    reason = "each test file uses its own part, and no other crate any of it"
+)]
+
+pub mod model;
 
 use blockgraph::graph::open::{Child, DriverSpec, FileSpec, NodeSpec, open};
-use blockgraph::graph::{Common, DiscardPolicy};
+use blockgraph::graph::{Body, Common, DiscardPolicy, NewNode};
 use blockgraph::node::{Engine, NodeId, Outcome};
 use blockgraph::pin::Epochs;
 use blockgraph::{Current, Event, Kind, Lane, Mode, Span, Started, driver};
-use driver::file::{Cache, FileKind, FileOptions, Flushes, Locking, OpenMode};
+use driver::file::{
+    Cache, FileDriver, FileKind, FileOptions, FileParts, Flushes, Locking, OpenMode,
+};
 use driver::raw::Window;
-use ring::{Choice, Mem, Ring, Wait};
-use std::path::Path;
+use ring::{Align, Choice, File, Mem, Op, Ring, Wait};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Small and fast, and the same on every machine (SplitMix64; Steele, Lea, Flood 2014).
@@ -49,7 +60,10 @@ pub fn engines() -> Vec<Choice> {
 pub struct Bench {
     pub current: Arc<Current>,
     pub lane: Lane,
+    bell: ring::Bell,
 }
+
+const BELL: u64 = 1 << 62;
 
 impl Bench {
     pub fn new(choice: Choice, mode: Mode) -> Bench {
@@ -59,8 +73,17 @@ impl Bench {
 
     pub fn on(current: Arc<Current>, epochs: Arc<Epochs>, choice: Choice, mode: Mode) -> Bench {
         let ring = Ring::new(choice).expect("a ring");
+        // Tasks are woken by other threads too: by whoever lets go of a held range, or of a pin.
+        let bell = ring.bell();
         let lane = Lane::new(ring, current.clone(), epochs, mode);
-        Bench { current, lane }
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&bell);
+        let ring = lane.ring().clone();
+        ring.borrow_mut().start(Op::Poll { fd }, &[], 0, 0, BELL);
+        Bench {
+            current,
+            lane,
+            bell,
+        }
     }
 
     pub fn open(&self, spec: NodeSpec) -> NodeId {
@@ -100,7 +123,7 @@ impl Bench {
             self.lane.end_batch();
             match event {
                 Some(Event::Finished { token, outcome }) => return (token, outcome),
-                Some(Event::Signal { .. }) => {}
+                Some(Event::Signal { .. }) => self.bell.hush(),
                 None => self.lane.turn(Wait::One).expect("a turn"),
             }
         }
@@ -178,4 +201,61 @@ pub fn named(mut spec: NodeSpec, name: &str) -> NodeSpec {
 
 pub fn inline(spec: NodeSpec) -> Child {
     Child::Inline(Box::new(spec))
+}
+
+/// A sparse image of `size` bytes.
+pub fn image(dir: &Path, size: u64) -> PathBuf {
+    let path = dir.join("disk.raw");
+    let file = std::fs::File::create(&path).expect("created");
+    file.set_len(size).expect("sized");
+    path
+}
+
+/// An O_DIRECT file of which nothing is believed but whole pages, as if its device had 4096-byte sectors.
+pub fn strict_file(bench: &Bench, path: &Path) -> NodeId {
+    let mut graph = (*bench.current.get()).clone();
+    let mut how = std::fs::OpenOptions::new();
+    how.read(true).write(true).custom_flags(libc::O_DIRECT);
+    let opened = how.open(path).expect("opened");
+    let size_bytes = opened.metadata().expect("metadata").len();
+    let align = Align {
+        memory_bytes: 4096,
+        offset_bytes: 4096,
+    };
+    let file = Arc::new(File::new(graph.new_file_id(), opened.into(), align));
+    let parts = FileParts {
+        node: graph.next_id(),
+        file: file.clone(),
+        kind: FileKind::Regular,
+        size_bytes,
+        limits: blockgraph::Limits::PLAIN,
+        cache: Cache::Direct,
+        flushes: Flushes::Sync,
+    };
+    let node = insert(
+        &mut graph,
+        "file",
+        FileDriver::from_parts(parts),
+        vec![file],
+    );
+    bench.current.publish(graph);
+    node
+}
+
+/// Puts a driver of the test's own making into a generation.
+pub fn insert(
+    graph: &mut blockgraph::Graph,
+    kind: &'static str,
+    driver: impl blockgraph::Driver + 'static,
+    files: Vec<Arc<File>>,
+) -> NodeId {
+    let name = format!("own{}", graph.next_id().0);
+    graph.insert(NewNode {
+        name,
+        kind,
+        common: common(),
+        body: Body::Driver(Box::new(driver)),
+        edges: Vec::new(),
+        files,
+    })
 }

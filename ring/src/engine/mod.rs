@@ -7,7 +7,7 @@ pub(crate) mod pool;
 pub(crate) mod uring;
 pub(crate) mod watch;
 
-use crate::file::FileId;
+use crate::file::{FileId, Syncs};
 use crate::op::SyncLevel;
 use crate::seg::Seg;
 use crate::sim;
@@ -23,6 +23,8 @@ pub(crate) struct Target {
     pub fd: RawFd,
     /// Its place in the kernel ring's own table, if it has one.
     pub fixed: Option<u32>,
+    /// Are writes that must be durable written so?
+    pub syncs: Syncs,
 }
 
 /// How space is changed.

@@ -133,9 +133,14 @@ pub fn open(
         Cache::Page => Align::NONE,
         Cache::Direct => direct_align(&file, options.kind, limits),
     };
+    let file = File::new(id, file.into(), align);
+    let file = match options.flushes {
+        Flushes::Sync => file,
+        Flushes::Nothing => file.never_synced(),
+    };
     let mut opened = FileDriver::from_parts(FileParts {
         node,
-        file: Arc::new(File::new(id, file.into(), align)),
+        file: Arc::new(file),
         kind: options.kind,
         size_bytes,
         limits,
