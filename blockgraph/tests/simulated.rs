@@ -163,3 +163,64 @@ fn change(bench: &mut Bench, node: NodeId, durable: &mut [u8], chance: &mut Chan
     assert_eq!(outcome, Ok(()));
     mem.load(0, &mut durable[at as usize..at as usize + len]);
 }
+
+const SECTOR: u64 = 1;
+const BLOCK: u64 = 2;
+
+/// Starts a write of one sector inside the first block, or of the whole block.
+fn start(bench: &mut Bench, node: NodeId, token: u64) -> Mem {
+    let (at, len) = match token {
+        SECTOR => (1536, 512),
+        _ => (0, 4096),
+    };
+    let mem = Mem::zeroed(len).expect("memory");
+    mem.store(0, &vec![token as u8; len]);
+    let kind = Kind::Write(Durability::Cached);
+    let started = bench.start(node, kind, span(at, len as u64), &mem, token);
+    assert_eq!(started, blockgraph::Started::Pending);
+    mem
+}
+
+/// Two writes of one block, the first held at the disk: whatever comes first, neither loses what the other did not write.
+fn overlap(mode: Mode, first: u64, second: u64) {
+    let disk = disk(1, 4096, Weather::CALM);
+    let (mut bench, node) = bench(&disk, Cache::Direct, mode);
+    let hold = Rule::every(Act::Hold).kind(Op::Write);
+    disk.rule(hold.times(Times::Next(2)));
+    let mut ends = Vec::new();
+    let _first = start(&mut bench, node, first);
+    bench.pump(&mut ends);
+    let held = disk.held();
+    assert_eq!(held.len(), 1);
+    let _second = start(&mut bench, node, second);
+    bench.pump(&mut ends);
+    assert_eq!(ends, [], "{mode:?}");
+    let whole_block_first = first == BLOCK;
+    assert_eq!(
+        disk.release(|seen| (seen.number == held[0].number) == whole_block_first),
+        usize::from(whole_block_first)
+    );
+    bench.pump(&mut ends);
+    disk.release_all();
+    bench.pump(&mut ends);
+    disk.release_all();
+    bench.pump(&mut ends);
+    ends.sort_unstable_by_key(|(token, _)| *token);
+    assert_eq!(ends, [(SECTOR, Ok(())), (BLOCK, Ok(()))], "{mode:?}");
+    let block = bench.read(node, 0, 1536);
+    assert_eq!(block, vec![BLOCK as u8; 1536], "{mode:?} {first} first");
+}
+
+#[test]
+fn a_whole_block_written_while_a_part_of_it_is_written_is_not_lost() {
+    for mode in modes(3) {
+        overlap(mode, SECTOR, BLOCK);
+    }
+}
+
+#[test]
+fn a_part_of_a_block_waits_for_a_write_of_the_whole_that_is_under_way() {
+    for mode in modes(3) {
+        overlap(mode, BLOCK, SECTOR);
+    }
+}
