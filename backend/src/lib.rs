@@ -1,7 +1,10 @@
 //! The daemon `virtioblkd`: guests in front, operators at the side. It does not know what qcow2 is.
 
 pub mod cli;
+pub mod daemon;
+pub mod export;
 pub mod open;
 pub mod process;
+pub mod queue;
 pub mod vhost;
 pub mod virtio_blk;

@@ -3,8 +3,11 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use backend::cli::{self, Command, Daemonize, Invocation, Outcome, PROGRAM_NAME};
-use backend::process::{self, Background};
+use backend::cli::{self, Command, Daemonize, Invocation, Outcome, PROGRAM_NAME, Step};
+use backend::daemon::{Daemon, serve};
+use backend::process::{self, Background, PidFile};
+use ring::inherited::Inherited;
+use ring::sys::Signals;
 
 fn main() -> ExitCode {
     match run() {
@@ -17,6 +20,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<ExitCode, String> {
+    let inherited = Inherited::capture().map_err(|e| e.to_string())?;
     let activated = process::activated_fds();
     let outcome = cli::parse(std::env::args_os().skip(1), &activated).map_err(|e| e.to_string())?;
     let invocation = match outcome {
@@ -26,16 +30,17 @@ fn run() -> Result<ExitCode, String> {
         Outcome::Run(invocation) => invocation,
     };
     let background = match invocation.daemonize {
-        Daemonize::Background => Some(process::enter_background().map_err(|e| e.to_string())?),
+        Daemonize::Background => match process::enter_background().map_err(|e| e.to_string())? {
+            Background::Parent(code) => return Ok(code),
+            Background::Daemon(daemon) => Some(daemon),
+        },
         Daemonize::Foreground => None,
     };
-    if let Some(Background::Parent(code)) = background {
-        return Ok(code);
-    }
+    log_to_stderr();
     for notice in &invocation.notices {
         eprintln!("{PROGRAM_NAME}: {notice}");
     }
-    first_step(invocation)
+    start_and_serve(invocation, inherited, background)
 }
 
 /// Not `print!`, which panics when whoever reads has enough (`--help | head`).
@@ -46,14 +51,54 @@ fn show(text: &str) -> Result<ExitCode, String> {
     }
 }
 
-/// Executing comes with the daemon; until then the first step that would need it says so.
-fn first_step(invocation: Invocation) -> Result<ExitCode, String> {
-    let Some(step) = invocation.steps.into_iter().next() else {
-        return Err("nothing to do".to_owned());
+/// Log lines go to stderr: warnings and worse, or what `VIRTIOBLKD_LOG` asks for.
+fn log_to_stderr() {
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_env("VIRTIOBLKD_LOG").unwrap_or_else(|_| {
+            tracing_subscriber::EnvFilter::new("warn,vhost=off,vhost_user_backend=off")
+        });
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .without_time()
+        .with_target(false)
+        .init();
+}
+
+fn start_and_serve(
+    invocation: Invocation,
+    inherited: Inherited,
+    background: Option<process::Daemon>,
+) -> Result<ExitCode, String> {
+    let wanted = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+    // Before the first thread, so that every thread has them blocked.
+    let signals = Signals::collect(&wanted).map_err(|e| format!("cannot collect signals: {e}"))?;
+    let mut daemon = Daemon::new(inherited).map_err(|e| e.to_string())?;
+    for Step { origin, command } in invocation.steps {
+        let done = match command {
+            Ok(Command::ShowHelp(text)) => return show(&text),
+            Ok(command) => daemon.execute(command),
+            Err(refusal) => Err(refusal.to_string()),
+        };
+        done.map_err(|message| format!("{origin}: {message}"))?;
+    }
+    let pidfile = match &invocation.pidfile {
+        Some(path) => Some(PidFile::create(path).map_err(|e| e.to_string())?),
+        None => None,
     };
-    match step.command {
-        Ok(Command::ShowHelp(text)) => show(&text),
-        Ok(_) => Err(format!("{}: this build cannot execute it", step.origin)),
-        Err(refusal) => Err(format!("{}: {refusal}", step.origin)),
+    if let Some(background) = background {
+        background.up().map_err(|e| e.to_string())?;
+    }
+    // A service manager that cannot be told is no reason not to serve.
+    if let Err(error) = process::notify_ready() {
+        tracing::warn!("cannot tell the service manager: {error}");
+    }
+    serve(&mut daemon, signals).map_err(|e| e.to_string())?;
+    let ended = daemon.shut_down();
+    drop(pidfile);
+    match ended {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(unclean) => Err(unclean.to_string()),
     }
 }

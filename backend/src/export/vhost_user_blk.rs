@@ -29,7 +29,7 @@ pub struct VhostUserBlk {
 /// The socket for the protocol handler could not be made, or the session's thread.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot serve vhost-user")]
-pub struct VhostUserBlkError(#[from] std::io::Error);
+pub struct VhostUserBlkError(#[from] pub std::io::Error);
 
 impl VhostUserBlk {
     /// Offers `disk` at `socket`; its rings run on `crew`.

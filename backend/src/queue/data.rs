@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::time::Instant;
 
 /// Tokens: what an event of the lane is about, in the two bits below the lane's own.
 const KICK: u64 = 1 << 61;
@@ -78,7 +79,13 @@ impl DataLoop {
         self.obey(&bell);
         while !self.exit {
             let wait = self.rest();
-            if let Err(error) = self.lane.turn(wait) {
+            let sleeps = wait != Wait::Not && self.poller.is_on();
+            let asleep = sleeps.then(Instant::now);
+            let turned = self.lane.turn(wait);
+            if let Some(since) = asleep {
+                self.poller.slept(since.elapsed());
+            }
+            if let Err(error) = turned {
                 tracing::error!("a queue thread lost its ring: {error}");
                 self.fail_all();
                 return;

@@ -51,11 +51,7 @@ pub(super) struct Guest {
 
 impl Guest {
     /// Errors: the ring is not where it is said to be.
-    pub(super) fn new(
-        key: RingKey,
-        start: RingStart,
-        disk: Arc<Disk>,
-    ) -> Result<Guest, RingError> {
+    pub(super) fn new(key: RingKey, start: RingStart, disk: Arc<Disk>) -> Result<Guest, RingError> {
         let vring = Vring::new(start.map, &start.layout, start.features, start.next_avail)?;
         Ok(Guest {
             key,

@@ -54,20 +54,14 @@ impl Reply {
         self.data_bytes
     }
 
-    /// Writes the status; returns the used length, given that the first `written_bytes` of the data were written.
-    ///
-    /// virtio 1.2, 2.7.8.2: the device must have written at least that many bytes, beginning at the first, so the status
-    /// byte counts only when everything before it was written.
+    /// Writes the status; returns the used length, given that so many bytes of the data were written: they and the status
+    /// byte, never more than we wrote (virtio 1.2, 2.7.8: "Total length of the descriptor chain which was written to").
     pub fn finish(&self, status: Status, written_bytes: u64) -> u32 {
         let Some(byte) = self.status else {
             return 0;
         };
         byte.store(&[status as u8]);
-        let len_bytes = if written_bytes >= self.data_bytes {
-            self.data_bytes + 1
-        } else {
-            written_bytes
-        };
+        let len_bytes = written_bytes.min(self.data_bytes) + 1;
         u32::try_from(len_bytes).unwrap_or(u32::MAX)
     }
 }

@@ -27,20 +27,15 @@ impl FileDriver {
         Ok(())
     }
 
-    /// The whole units of `span` that a discard gives back.
+    /// What of `span` fallocate(2) takes: all of it in a regular file, whose file system zeroes the edges of what it cannot
+    /// give back; whole blocks of a device.
     fn discardable(&self, span: Span) -> Span {
-        let unit = u64::from(self.parts.limits.discard_bytes);
-        if unit == 0 {
+        if self.parts.limits.discard_bytes == 0 {
             return span.first(0);
         }
-        let size_bytes = self.parts.size_bytes;
+        let unit = self.space_unit();
         let at = span.at.next_multiple_of(unit);
-        let end = match self.parts.kind {
-            _ if span.end() < size_bytes => span.end() - span.end() % unit,
-            // The last block of a file may be there in part, and that of a device cannot be left.
-            FileKind::Regular => size_bytes.next_multiple_of(unit),
-            FileKind::Device => size_bytes,
-        };
+        let end = span.end() - span.end() % unit;
         Span {
             at,
             len: end.saturating_sub(at),

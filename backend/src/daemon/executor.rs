@@ -1,0 +1,158 @@
+//! Executes commands one by one, in the order given, each wholly or not at all.
+
+use super::engines::{self, Teams, check_engines};
+use super::sockets::{self, BoundPath};
+use crate::cli::{BlockdevOptions, Command, ExportKind, ExportOptions, ObjectOptions};
+use crate::export::VhostUserBlk;
+use crate::open;
+use crate::queue::Crew;
+use crate::vhost::DoorEvent;
+use crate::virtio_blk::{Cache, Disk, DiskOptions};
+use blockgraph::graph::perm::{Attachment, Perms, Wants, attach};
+use blockgraph::graph::{Access, DiscardPolicy};
+use blockgraph::{Current, Graph, NodeId};
+use ring::Bell;
+use ring::inherited::Inherited;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// An export that exists.
+#[derive(Debug)]
+pub(super) struct Export {
+    pub(super) id: String,
+    pub(super) blk: VhostUserBlk,
+    _path: Option<BoundPath>,
+    _attachment: Attachment,
+}
+
+/// What doors have to say, for the control thread.
+#[derive(Debug)]
+pub(super) struct News {
+    events: Mutex<VecDeque<(String, DoorEvent)>>,
+    pub(super) bell: Bell,
+}
+
+impl News {
+    fn push(&self, export: &str, event: DoorEvent) {
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        events.push_back((export.to_owned(), event));
+        drop(events);
+        self.bell.ring();
+    }
+
+    pub(super) fn pop(&self) -> Option<(String, DoorEvent)> {
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        events.pop_front()
+    }
+}
+
+/// Everything the control thread owns.
+#[derive(Debug)]
+pub struct Daemon {
+    pub(super) current: Arc<Current>,
+    pub(super) teams: Teams,
+    pub(super) exports: Vec<Export>,
+    pub(super) news: Arc<News>,
+    inherited: Inherited,
+}
+
+impl Daemon {
+    /// A daemon that serves nothing yet. Errors: out of descriptors.
+    pub fn new(inherited: Inherited) -> std::io::Result<Daemon> {
+        let current = Arc::<Current>::default();
+        Ok(Daemon {
+            teams: Teams::new(current.clone()),
+            current,
+            exports: Vec::new(),
+            news: Arc::new(News {
+                events: Mutex::default(),
+                bell: Bell::new()?,
+            }),
+            inherited,
+        })
+    }
+
+    /// Executes one command. Errors: in QSD's words; nothing has changed then.
+    pub fn execute(&mut self, command: Command) -> Result<(), String> {
+        match command {
+            Command::Object(ObjectOptions::Iothread(options)) => self.teams.add_iothread(options),
+            Command::Blockdev(options) => self.add_node(options),
+            Command::Export(options) => self.add_export(options),
+            // Printing is the caller's; nothing here has a terminal.
+            Command::ShowHelp(_) => Ok(()),
+        }
+    }
+
+    fn add_node(&mut self, options: BlockdevOptions) -> Result<(), String> {
+        check_engines(&options)?;
+        let opened = blockgraph::graph::open::open(&self.current, open::node_spec(options));
+        opened.map_err(|e| open::open_refusal(&e).to_string())?;
+        Ok(())
+    }
+
+    fn add_export(&mut self, options: ExportOptions) -> Result<(), String> {
+        let ExportKind::VhostUserBlk(kind) = &options.kind;
+        if self.exports.iter().any(|export| export.id == options.id) {
+            return Err(format!(
+                "Block export id '{}' is already in use",
+                options.id
+            ));
+        }
+        let name = &options.node_name;
+        let graph = self.current.get();
+        let node = graph
+            .find(name)
+            .ok_or_else(|| format!("Cannot find device='' nor node-name='{name}'"))?;
+        let attachment = self.attach(&graph, node, options.writable)?;
+        let wish = engines::wish(&graph, node);
+        let team = self.teams.team(options.iothread.as_deref(), wish)?;
+        let info = graph.info(node).ok_or("the node has no size")?;
+        let common = graph.node(node).map(|node| node.common());
+        let disk = Arc::new(Disk::new(&DiskOptions {
+            node,
+            info,
+            writable: options.writable,
+            cache: match options.writethrough {
+                true => Cache::WriteThrough,
+                false => Cache::WriteBack,
+            },
+            logical_block_bytes: kind.logical_block_size_bytes,
+            serial: kind.serial.clone().unwrap_or_else(|| options.id.clone()),
+            queues: kind.num_queues,
+            may_unmap: common.is_some_and(|c| c.discard == DiscardPolicy::Unmap),
+        }));
+        let (socket, path) = sockets::open(&kind.addr, &mut self.inherited)?;
+        let crew = Crew::new(team, disk.clone());
+        let blk = VhostUserBlk::new(socket, disk, crew, self.events(&options.id))
+            .map_err(|error| format!("{error}: {}", error.0))?;
+        self.exports.push(Export {
+            id: options.id,
+            blk,
+            _path: path,
+            _attachment: attachment,
+        });
+        Ok(())
+    }
+
+    /// An export reads, and writes if it may, and lets everybody else do as they like.
+    fn attach(&self, graph: &Graph, node: NodeId, writable: bool) -> Result<Attachment, String> {
+        let access = graph.node(node).map(|node| node.common().access);
+        if writable && access == Some(Access::ReadOnly) {
+            return Err("Cannot export read-only node as writable".to_owned());
+        }
+        let wants = Wants {
+            needs: if writable {
+                Perms::READ_WRITE
+            } else {
+                Perms::READ
+            },
+            shares: Perms::ALL,
+        };
+        attach(&self.current, node, wants, None).map_err(|e| open::perm_refusal(&e).to_string())
+    }
+
+    fn events(&self, id: &str) -> crate::vhost::Events {
+        let (news, id) = (self.news.clone(), id.to_owned());
+        Arc::new(move |event| news.push(&id, event))
+    }
+}
