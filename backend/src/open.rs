@@ -159,7 +159,6 @@ mod tests {
             driver: DriverOptions::HostDevice(CliFile {
                 filename: "/dev/x".into(),
                 aio: Some(cli::Aio::Native),
-                aio_max_batch: 0,
                 locking: cli::Locking::Off,
             }),
         };
