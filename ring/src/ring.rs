@@ -214,6 +214,11 @@ impl Ring {
         !self.reports.is_empty() || self.engine.has_news()
     }
 
+    /// True if operations were started that only the next turn hands to the kernel.
+    pub fn has_unsubmitted(&mut self) -> bool {
+        !self.backlog.is_empty() || self.engine.has_unsubmitted()
+    }
+
     pub(crate) fn start_for_future(&mut self, op: Op, mem: Option<crate::Mem>) -> Option<OpId> {
         if self.room() == 0 {
             return None;

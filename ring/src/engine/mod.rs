@@ -137,6 +137,15 @@ impl Engine {
         }
     }
 
+    /// True if steps were pushed that only the next turn submits.
+    pub(crate) fn has_unsubmitted(&mut self) -> bool {
+        match self {
+            Engine::Uring(uring) => uring.has_unsubmitted(),
+            // Both begin a step when it is pushed.
+            Engine::Pool(_) | Engine::Sim(_) => false,
+        }
+    }
+
     /// Gives `fd` a place in the kernel ring's table, if it has one to spare.
     pub(crate) fn fix(&mut self, fd: RawFd) -> Option<u32> {
         match self {
