@@ -333,7 +333,7 @@ fn count_enters(entrant: &mut Entrant, plan: &Plan) -> io::Result<Option<f64>> {
     let trace = Trace::attach(daemon.pid(), &["io_uring_enter", "io_submit"])?;
     let outcome = load::run(guest, plan.load, Duration::from_millis(300))?;
     Ok(Some(
-        trace.finish()? as f64 / outcome.requests.max(1) as f64,
+        trace.finish()?.len() as f64 / outcome.requests.max(1) as f64,
     ))
 }
 
