@@ -2,4 +2,5 @@
 
 pub mod cli;
 pub mod process;
+pub mod vhost;
 pub mod virtio_blk;

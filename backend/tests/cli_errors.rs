@@ -72,6 +72,8 @@ const LINES: &[&str] = &[
     "--blockdev help",
     "--blockdev ?",
     "--export help",
+    "--blockdev null-co,a=x,a.1",
+    "--blockdev null-co,a.b=x,a.b.c",
     // --blockdev
     "--blockdev driver=nosuch,node-name=a",
     "--blockdev node-name=a",
@@ -218,6 +220,7 @@ const LINES: &[&str] = &[
     "--object iothread,id=a,poll-grow=-1",
     "--object iothread,id=a,aio-max-batch=-1",
     "--object help,iothread",
+    "--object iothread,a.1=0,help",
     "--object help=x",
     "--object {'qom-type':'iothread'}",
     "--object {'qom-type':'iothread','id':'a','poll-max-ns':'1'}",

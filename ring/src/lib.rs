@@ -12,6 +12,7 @@ mod ring;
 pub mod seg;
 pub mod sim;
 mod slots;
+pub mod sock;
 pub mod sys;
 mod tasks;
 mod transfer;

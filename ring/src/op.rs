@@ -80,7 +80,7 @@ pub enum Op {
         /// The descriptor; the caller keeps it open until the operation has ended.
         fd: RawFd,
     },
-    /// Add one to an eventfd. Ends silently: there is nothing to do about a full counter, its reader is awake anyway.
+    /// Add one to an eventfd. Always ends well: there is nothing to do about a full counter, its reader is awake anyway.
     Signal {
         /// The eventfd; the caller keeps it open until the next [`crate::Ring::turn`] has returned.
         fd: RawFd,
@@ -90,7 +90,7 @@ pub enum Op {
         /// How long.
         ns: u64,
     },
-    /// Ask that another operation end early, with ECANCELED unless it is too late. Ends silently.
+    /// Ask that another operation end early, with ECANCELED unless it is too late. Always ends well.
     Cancel {
         /// Which one.
         target: OpId,

@@ -73,7 +73,7 @@ impl Ring {
             },
             Choice::Uring(flavour) => Engine::Uring(Box::new(Uring::new(flavour)?)),
             Choice::Threads => Engine::Pool(Box::new(Pool::new()?)),
-            Choice::Sim(disk) => Engine::Sim(Box::new(sim::Queue::new(disk))),
+            Choice::Sim(disk) => Engine::Sim(Box::new(sim::Queue::new(disk)?)),
         };
         Ok(Ring {
             engine,
@@ -153,19 +153,34 @@ impl Ring {
         Some(id)
     }
 
-    /// Starts an operation without memory whose end nobody needs.
+    /// Starts an [`Op::Signal`] or [`Op::Cancel`] whose end nobody needs; takes no slot. Others are not started.
     pub fn tell(&mut self, op: Op) {
         let step = match op {
             Op::Signal { fd } => Step::Signal { fd },
-            Op::Cancel { target } => Step::Cancel {
-                target: target.user_data(),
-            },
+            Op::Cancel { target } => {
+                self.mark_cancelled(target);
+                Step::Cancel {
+                    target: target.user_data(),
+                }
+            }
             _ => return,
         };
         if self.engine.push(step, NOBODY).is_err() {
             self.flush_queue();
             // The queue was just emptied; if the kernel took nothing, it is out of memory and so is everybody's luck.
             let _ = self.engine.push(step, NOBODY);
+        }
+    }
+
+    /// Sees to it that no further step of `target` is begun: the engine only knows of the one under way, if any.
+    fn mark_cancelled(&mut self, target: OpId) {
+        let Some(slot) = self.slots.find(target) else {
+            return;
+        };
+        slot.cancelled = true;
+        if let Some(at) = self.backlog.iter().position(|&slot| slot == target.slot) {
+            self.backlog.remove(at);
+            self.fail(target.slot, Errno::CANCELED);
         }
     }
 
@@ -181,7 +196,6 @@ impl Ring {
         } else {
             Wait::Not
         };
-        let before = out.len();
         let mut reports = std::mem::take(&mut self.reports);
         let turned = self.engine.turn(wait, &mut reports);
         for report in reports.drain(..) {
@@ -190,9 +204,6 @@ impl Ring {
         self.reports.append(&mut reports);
         if self.reports.capacity() == 0 {
             self.reports = reports;
-        }
-        if out.len() > before && !self.starved.is_empty() {
-            self.starved.drain(..).for_each(Waker::wake);
         }
         turned
     }
@@ -223,8 +234,7 @@ impl Ring {
             return Some(Err(Errno::CANCELED));
         };
         if let Stage::Over(result) = slot.stage {
-            self.slots.release(id.slot);
-            self.starved.drain(..).for_each(Waker::wake);
+            self.release(id.slot);
             return Some(result);
         }
         slot.owner = Owner::Future(Some(waker.clone()));
@@ -237,10 +247,19 @@ impl Ring {
             return;
         };
         if let Stage::Over(_) = slot.stage {
-            return self.slots.release(id.slot);
+            return self.release(id.slot);
         }
         slot.owner = Owner::Orphan;
         self.tell(Op::Cancel { target: id });
+    }
+
+    /// Frees a slot, for whoever waits for one.
+    #[inline]
+    fn release(&mut self, at: u32) {
+        self.slots.release(at);
+        if !self.starved.is_empty() {
+            self.starved.drain(..).for_each(Waker::wake);
+        }
     }
 
     pub(crate) fn starve(&mut self, waker: &Waker) {
@@ -279,6 +298,7 @@ impl Ring {
                 self.bounced_bytes += BOUNCE_BYTES_MAX;
             }
             if !transfer::prepare(slot, align) {
+                self.bounced_bytes -= BOUNCE_BYTES_MAX;
                 return Launch::Failed(Errno::NOMEM);
             }
         }
@@ -286,8 +306,10 @@ impl Ring {
             slot: at,
             generation: slot.generation,
         };
-        if let Op::Timeout { ns } = slot.op {
-            slot.spec = crate::engine::uring::timespec(ns);
+        match slot.op {
+            Op::Timeout { ns } => slot.spec = crate::engine::uring::timespec(ns),
+            Op::Cancel { target } => self.mark_cancelled(target),
+            _ => {}
         }
         if push(&mut self.engine, self.slots.get(at), known, id) {
             return Launch::Gone;
@@ -336,20 +358,30 @@ impl Ring {
         let result = match slot.op {
             Op::Poll { fd } => return self.settle_poll(id, fd, report, out),
             Op::Timeout { .. } if report.result == -libc::ETIME => Ok(()),
+            // A full counter's reader is awake, and what cannot be cancelled any more is over.
+            Op::Signal { .. } | Op::Cancel { .. } => Ok(()),
             Op::Read { file, .. } | Op::Write { file, .. } => {
                 let known = self.files.get(file.0 as usize).and_then(Option::as_ref);
                 let align = known.map_or(Align::NONE, |known| known.align);
                 match transfer::judge(slot, align, report.result) {
-                    Verdict::Again => return self.launch(id.slot),
+                    Verdict::Again => return self.again(id, out),
                     Verdict::Over(result) => result,
                 }
             }
             _ => match transfer::judge(slot, Align::NONE, report.result) {
-                Verdict::Again => return self.launch(id.slot),
+                Verdict::Again => return self.again(id, out),
                 Verdict::Over(result) => result,
             },
         };
         self.finish(id, result, out);
+    }
+
+    /// The operation's next step, unless somebody asked meanwhile that it end.
+    fn again(&mut self, id: OpId, out: &mut Vec<Done>) {
+        if self.slots.get(id.slot).cancelled {
+            return self.finish(id, Err(Errno::CANCELED), out);
+        }
+        self.launch(id.slot);
     }
 
     fn settle_poll(&mut self, id: OpId, fd: i32, report: Report, out: &mut Vec<Done>) {
@@ -366,7 +398,7 @@ impl Ring {
         if !report.more {
             // Without multishot polls (before Linux 5.13) the next one would fire for the same event.
             crate::sys::take_counter(fd);
-            self.launch(id.slot);
+            self.again(id, out);
         }
     }
 
@@ -382,7 +414,7 @@ impl Ring {
                     token: *token,
                     result,
                 });
-                self.slots.release(id.slot);
+                self.release(id.slot);
             }
             Owner::Future(waker) => {
                 let waker = waker.take();
@@ -392,7 +424,7 @@ impl Ring {
                     waker.wake();
                 }
             }
-            Owner::Orphan => self.slots.release(id.slot),
+            Owner::Orphan => self.release(id.slot),
         }
     }
 }

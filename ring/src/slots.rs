@@ -48,6 +48,8 @@ pub(crate) struct Slot {
     /// Keeps buffers of our own alive.
     pub keep: Option<Mem>,
     pub spec: io_uring::types::Timespec,
+    /// Somebody asked that it end early: no further step is begun.
+    pub cancelled: bool,
 }
 
 #[derive(Debug)]
@@ -71,6 +73,7 @@ impl Slots {
             bounce: None,
             keep: None,
             spec: io_uring::types::Timespec::new(),
+            cancelled: false,
         };
         Slots {
             all: (0..count).map(|_| slot()).collect(),
@@ -91,6 +94,7 @@ impl Slots {
         entry.owner = owner;
         entry.done_bytes = 0;
         entry.len_bytes = 0;
+        entry.cancelled = false;
         entry.segs.clear();
         let generation = entry.generation;
         Some(OpId { slot, generation })

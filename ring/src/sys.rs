@@ -1,7 +1,7 @@
 //! The few system calls std does not have, each behind one safe function.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// A new eventfd: counter zero, non-blocking, closed on exec. Errors: EMFILE, ENFILE, ENOMEM.
 pub fn eventfd() -> io::Result<OwnedFd> {
@@ -51,5 +51,91 @@ pub fn signal(fd: RawFd) {
         let one = 1u64;
         // SAFETY: eight bytes of ours.
         unsafe { libc::write(fd, std::ptr::from_ref(&one).cast(), 8) };
+    }
+}
+
+/// A new epoll set. Errors: EMFILE, ENFILE, ENOMEM.
+pub(crate) fn epoll() -> io::Result<OwnedFd> {
+    // SAFETY: no pointer is passed.
+    let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just gave us this descriptor and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Adds `fd` to the set, edge-triggered, for reading. Errors: EPERM for what cannot be polled, EBADF, EEXIST, ENOMEM.
+pub(crate) fn epoll_add(epoll: &OwnedFd, fd: RawFd, data: u64) -> io::Result<()> {
+    let mut event = libc::epoll_event {
+        events: (libc::EPOLLIN | libc::EPOLLET) as u32,
+        u64: data,
+    };
+    epoll_ctl(epoll, libc::EPOLL_CTL_ADD, fd, &raw mut event)
+}
+
+/// Takes `fd` out of the set. Errors: ENOENT, EBADF.
+pub(crate) fn epoll_remove(epoll: &OwnedFd, fd: RawFd) -> io::Result<()> {
+    epoll_ctl(epoll, libc::EPOLL_CTL_DEL, fd, std::ptr::null_mut())
+}
+
+fn epoll_ctl(epoll: &OwnedFd, op: i32, fd: RawFd, event: *mut libc::epoll_event) -> io::Result<()> {
+    // SAFETY: the event, if any, is a live local of the caller; the kernel checks the descriptors.
+    let done = unsafe { libc::epoll_ctl(epoll.as_raw_fd(), op, fd, event) };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// What is ready in the set, without waiting: fills in the beginning of `events` and returns how many.
+pub(crate) fn epoll_take(epoll: &OwnedFd, events: &mut [libc::epoll_event]) -> io::Result<usize> {
+    let (ptr, len) = (events.as_mut_ptr(), events.len().min(1024) as i32);
+    // SAFETY: `events` outlives the call and has `len` elements.
+    let ready = unsafe { libc::epoll_wait(epoll.as_raw_fd(), ptr, len, 0) };
+    usize::try_from(ready).map_err(|_| io::Error::last_os_error())
+}
+
+/// Signals as a descriptor to poll instead of handlers.
+#[derive(Debug)]
+pub struct Signals(std::fs::File);
+
+impl Signals {
+    /// Blocks `signals` in the calling thread, and so in every thread it starts later, and collects them. Errors: EMFILE,
+    /// ENFILE, ENOMEM.
+    pub fn collect(signals: &[i32]) -> io::Result<Signals> {
+        let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: the set is ours; sigemptyset makes it a value.
+        unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+        for &signal in signals {
+            // SAFETY: the set is a value since sigemptyset.
+            unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
+        }
+        // SAFETY: the set is a value, and the old mask is not asked for.
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()) };
+        let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
+        // SAFETY: -1 asks for a new descriptor, and the set is a value.
+        let fd = unsafe { libc::signalfd(-1, set.as_ptr(), flags) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel just gave us this descriptor and nobody else has it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Signals(std::fs::File::from(fd)))
+    }
+
+    /// The number of a signal that has come; `None` if none has.
+    pub fn take(&mut self) -> Option<u32> {
+        let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+        io::Read::read_exact(&mut self.0, &mut info).ok()?;
+        // signalfd(2): `ssi_signo` comes first.
+        let number = info.first_chunk::<4>()?;
+        Some(u32::from_ne_bytes(*number))
+    }
+}
+
+impl std::os::fd::AsRawFd for Signals {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }

@@ -1,3 +1,6 @@
 //! What needs two crates or a real peer: the guest's side of vhost-user-blk, real guests, hostile front ends, benchmarks.
 
 pub mod client;
+pub mod daemon;
+pub mod disk_file;
+pub mod guest;

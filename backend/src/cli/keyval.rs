@@ -36,7 +36,7 @@ pub(super) fn parse(text: &str, implied: &str) -> Result<Keyval, Refusal> {
         match parameter {
             Parameter::Help => help = true,
             Parameter::Implied { key, value } => insert(&mut members, key, value.to_owned())?,
-            Parameter::Bare(key) => return Err(bare_key(key)),
+            Parameter::Bare(key) => return Err(bare_key(&mut members, key)),
             Parameter::Pair { key, value } => insert(&mut members, key, value)?,
         }
         rest = after;
@@ -44,7 +44,7 @@ pub(super) fn parse(text: &str, implied: &str) -> Result<Keyval, Refusal> {
     Ok(Keyval { members, help })
 }
 
-/// Turns objects whose keys are all indexes into lists, everywhere. Done after help was looked for.
+/// Turns objects whose keys are all indexes into lists, everywhere.
 ///
 /// # Errors
 /// Indexes mixed with names, and gaps.
@@ -101,35 +101,45 @@ fn split_value(text: &str) -> (String, &str) {
     }
 }
 
-/// What is wrong with a key that has no value: first its own spelling, then the missing `=`.
-fn bare_key(key: &str) -> Refusal {
-    match fragments(key) {
+/// What is wrong with a key that has no value: its own spelling, then its place in the tree, then the missing `=`.
+fn bare_key(members: &mut Map<String, Value>, key: &str) -> Refusal {
+    match descend(members, key) {
         Err(refusal) => refusal,
         Ok(_) => Refusal::new(format!("Expected '=' after parameter '{key}'")),
     }
 }
 
 fn insert(members: &mut Map<String, Value>, key: &str, value: String) -> Result<(), Refusal> {
-    let fragments = fragments(key)?;
-    let mut cur = members;
-    let mut used_bytes = 0;
-    let (last, parents) = fragments.split_last().expect("a key has a fragment");
-    for fragment in parents {
-        used_bytes += fragment.len();
-        let inconsistent = || inconsistent(&key[..used_bytes]);
-        let next = cur
-            .entry(*fragment)
-            .or_insert_with(|| Value::Object(Map::new()));
-        cur = next.as_object_mut().ok_or_else(inconsistent)?;
-        used_bytes += 1;
-    }
-    match cur.get(*last) {
+    let (place, last) = descend(members, key)?;
+    match place.get(last) {
         Some(Value::Object(_)) => Err(inconsistent(key)),
         _ => {
-            cur.insert((*last).to_owned(), Value::String(value));
+            place.insert(last.to_owned(), Value::String(value));
             Ok(())
         }
     }
+}
+
+/// The object that the last fragment of `key` belongs to, made if need be, and that fragment.
+fn descend<'m, 'k>(
+    members: &'m mut Map<String, Value>,
+    key: &'k str,
+) -> Result<(&'m mut Map<String, Value>, &'k str), Refusal> {
+    let fragments = fragments(key)?;
+    let (last, parents) = fragments.split_last().expect("a key has a fragment");
+    let mut cur = members;
+    let mut used_bytes = 0;
+    for fragment in parents {
+        used_bytes += fragment.len();
+        let next = cur
+            .entry(*fragment)
+            .or_insert_with(|| Value::Object(Map::new()));
+        cur = next
+            .as_object_mut()
+            .ok_or_else(|| inconsistent(&key[..used_bytes]))?;
+        used_bytes += ".".len();
+    }
+    Ok((cur, last))
 }
 
 fn inconsistent(key: &str) -> Refusal {

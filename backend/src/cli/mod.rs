@@ -164,17 +164,14 @@ fn argument(text: &OsStr, implied: &str, help: Help) -> Result<Argument, Refusal
         };
     }
     let keyval = keyval::parse(text, implied)?;
-    match (keyval.help, help) {
-        (true, Help::Refused) => {
-            return Err(Refusal::new("Help is not available for this option"));
-        }
-        (true, Help::Objects) => {
-            let kind = keyval.members.get(implied).and_then(Value::as_str);
-            return Ok(Argument::Help(help::objects(kind)));
-        }
-        (false, _) => {}
+    if keyval.help && help == Help::Refused {
+        return Err(Refusal::new("Help is not available for this option"));
     }
     let members = keyval::listify(keyval.members)?;
+    if keyval.help {
+        let kind = members.get(implied).and_then(Value::as_str);
+        return Ok(Argument::Help(help::objects(kind)));
+    }
     Ok(Argument::Options(Object::root(members, Spelling::Keyval)))
 }
 

@@ -137,6 +137,13 @@ impl NodeCommon {
     }
 }
 
+/// What is checked after a node was read, in the order in which QEMU comes to it: children are opened before their parent is.
+#[derive(Default)]
+struct Checks {
+    children: Later,
+    own: Later,
+}
+
 /// One node and everything below it. Depth is bounded by the parser, hence the recursion.
 fn node(
     mut o: Object,
@@ -146,10 +153,16 @@ fn node(
     let driver = required_word(&mut o, "driver", DRIVERS)?;
     let node_name = o.string("node-name")?;
     let common = common(&mut o, defaults, later)?;
-    let driver = driver_options(driver, &mut o, &common, later)?;
+    let mut checks = Checks::default();
+    let driver = driver_options(driver, &mut o, &common, &mut checks)?;
     o.finish()?;
+    later.check(!common.force_share || common.read_only, || {
+        Refusal::new("force-share=on can only be used with read-only images")
+    });
+    later.merge(checks.children);
     check_node_name(node_name.as_deref(), later);
-    check_common(&common, later);
+    check_detect_zeroes(&common, later);
+    later.merge(checks.own);
     Ok(BlockdevOptions {
         node_name,
         common,
@@ -200,10 +213,7 @@ fn check_node_name(name: Option<&str>, later: &mut Later) {
     });
 }
 
-fn check_common(common: &NodeCommon, later: &mut Later) {
-    later.check(!common.force_share || common.read_only, || {
-        Refusal::new("force-share=on can only be used with read-only images")
-    });
+fn check_detect_zeroes(common: &NodeCommon, later: &mut Later) {
     let unmaps_zeroes = common.detect_zeroes == DetectZeroes::Unmap;
     later.check(!unmaps_zeroes || common.discard == Discard::Unmap, || {
         Refusal::new(
@@ -216,17 +226,18 @@ fn driver_options(
     driver: Driver,
     o: &mut Object,
     common: &NodeCommon,
-    later: &mut Later,
+    checks: &mut Checks,
 ) -> Result<DriverOptions, Refusal> {
+    let own = &mut checks.own;
     Ok(match driver {
-        Driver::File => DriverOptions::File(file(o, "file", common, later)?),
-        Driver::HostDevice => DriverOptions::HostDevice(file(o, "host_device", common, later)?),
-        Driver::Raw => DriverOptions::Raw(raw(o, common, later)?),
-        Driver::NullCo => DriverOptions::NullCo(null(o, later)?),
-        Driver::NullAio => DriverOptions::NullAio(null(o, later)?),
+        Driver::File => DriverOptions::File(file(o, "file", common, own)?),
+        Driver::HostDevice => DriverOptions::HostDevice(file(o, "host_device", common, own)?),
+        Driver::Raw => DriverOptions::Raw(raw(o, common, checks)?),
+        Driver::NullCo => DriverOptions::NullCo(null(o, own)?),
+        Driver::NullAio => DriverOptions::NullAio(null(o, own)?),
         Driver::Delay => DriverOptions::Delay(DelayOptions {
-            file: child(o, common, later)?,
-            latency_ns: latency_ns(o, later)?,
+            file: child(o, common, checks)?,
+            latency_ns: latency_ns(o, &mut checks.own)?,
         }),
         Driver::Unsupported(name) => {
             return Err(Refusal::unsupported(format_args!("driver '{name}'")));
@@ -234,10 +245,13 @@ fn driver_options(
     })
 }
 
-fn child(o: &mut Object, parent: &NodeCommon, later: &mut Later) -> Result<ChildRef, Refusal> {
+fn child(o: &mut Object, parent: &NodeCommon, checks: &mut Checks) -> Result<ChildRef, Refusal> {
     Ok(match o.name_or_object("file", "BlockdevRef")? {
         NameOrObject::Name(name) => ChildRef::Node(name),
-        NameOrObject::Object(o) => ChildRef::Inline(Box::new(node(o, &parent.for_child(), later)?)),
+        NameOrObject::Object(o) => {
+            let child = node(o, &parent.for_child(), &mut checks.children)?;
+            ChildRef::Inline(Box::new(child))
+        }
     })
 }
 
@@ -292,8 +306,9 @@ pub(super) fn refuse_unless_default(
     Ok(())
 }
 
-fn raw(o: &mut Object, common: &NodeCommon, later: &mut Later) -> Result<RawOptions, Refusal> {
-    let file = child(o, common, later)?;
+fn raw(o: &mut Object, common: &NodeCommon, checks: &mut Checks) -> Result<RawOptions, Refusal> {
+    let file = child(o, common, checks)?;
+    let later = &mut checks.own;
     let offset_bytes = not_negative(o, "offset", later)?.unwrap_or(0);
     let size_bytes = not_negative(o, "size", later)?;
     later.check(size_bytes.unwrap_or(0) % SECTOR_LEN_BYTES == 0, || {

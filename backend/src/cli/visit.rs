@@ -55,7 +55,7 @@ impl Object {
     }
 
     pub(super) fn string(&mut self, name: &str) -> Result<Option<String>, Refusal> {
-        match self.members.remove(name) {
+        match self.take(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
             Some(_) => Err(self.not_a_scalar(name, "string")),
@@ -68,7 +68,7 @@ impl Object {
     }
 
     pub(super) fn boolean(&mut self, name: &str) -> Result<Option<bool>, Refusal> {
-        match (self.members.remove(name), self.spelling) {
+        match (self.take(name), self.spelling) {
             (None, _) => Ok(None),
             (Some(Value::Bool(value)), Spelling::Json) => Ok(Some(value)),
             (Some(Value::String(text)), Spelling::Keyval) => match text.as_str() {
@@ -81,7 +81,7 @@ impl Object {
     }
 
     pub(super) fn int64(&mut self, name: &str) -> Result<Option<i64>, Refusal> {
-        match (self.members.remove(name), self.spelling) {
+        match (self.take(name), self.spelling) {
             (None, _) => Ok(None),
             (Some(Value::String(text)), Spelling::Keyval) => scalar::int64(&text)
                 .map(Some)
@@ -117,7 +117,7 @@ impl Object {
         read: fn(&str) -> Option<u64>,
         what: &str,
     ) -> Result<Option<u64>, Refusal> {
-        match (self.members.remove(name), self.spelling) {
+        match (self.take(name), self.spelling) {
             (None, _) => Ok(None),
             (Some(Value::String(text)), Spelling::Keyval) => read(&text)
                 .map(Some)
@@ -149,7 +149,7 @@ impl Object {
     }
 
     pub(super) fn object(&mut self, name: &str) -> Result<Option<Object>, Refusal> {
-        match self.members.remove(name) {
+        match self.take(name) {
             None => Ok(None),
             Some(Value::Object(members)) => Ok(Some(self.below(name, members))),
             Some(_) => Err(Refusal::wrong_type(&self.full_name(name), "object")),
@@ -167,7 +167,7 @@ impl Object {
         name: &str,
         type_name: &str,
     ) -> Result<NameOrObject, Refusal> {
-        match self.members.remove(name) {
+        match self.take(name) {
             None => Err(Refusal::missing(&self.full_name(name))),
             Some(Value::String(text)) => Ok(NameOrObject::Name(text)),
             Some(Value::Object(members)) => Ok(NameOrObject::Object(self.below(name, members))),
@@ -178,6 +178,11 @@ impl Object {
     /// The member's name with the path before it, as it appears in messages.
     pub(super) fn full_name(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
+    }
+
+    /// Keeps the order of what is left, so that `finish` names the first.
+    fn take(&mut self, name: &str) -> Option<Value> {
+        self.members.shift_remove(name)
     }
 
     fn below(&self, name: &str, members: Map<String, Value>) -> Object {

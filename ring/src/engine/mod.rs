@@ -5,6 +5,7 @@
 
 pub(crate) mod pool;
 pub(crate) mod uring;
+pub(crate) mod watch;
 
 use crate::file::FileId;
 use crate::op::SyncLevel;

@@ -3,6 +3,7 @@
 //! The rule: a job's memory is vouched for by the ring's slot until its report has been taken, so the pool waits for its
 //! threads before it goes.
 
+use super::watch::Watch;
 use super::{NOBODY, QueueFull, Report, Space, Step};
 use crate::op::SyncLevel;
 use crate::seg::Seg;
@@ -73,9 +74,8 @@ struct Queue {
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    polls: Vec<(u64, RawFd)>,
+    polls: Watch,
     timers: Vec<(Instant, u64)>,
-    fds: Vec<libc::pollfd>,
     /// Reports made on this thread (cancelled polls, failed starts).
     own: Vec<Report>,
 }
@@ -95,9 +95,8 @@ impl Pool {
                 done: Bell::new()?,
             }),
             threads: Vec::new(),
-            polls: Vec::new(),
+            polls: Watch::new()?,
             timers: Vec::new(),
-            fds: Vec::new(),
             own: Vec::new(),
         })
     }
@@ -129,7 +128,9 @@ impl Pool {
                 len_bytes,
             } => (file.fd, Work::Space { how, at, len_bytes }),
             Step::Poll { fd } => {
-                self.polls.push((user_data, fd));
+                if let Err(error) = self.polls.add(user_data, fd) {
+                    self.report(user_data, -error.raw_os_error().unwrap_or(libc::EIO));
+                }
                 return Ok(());
             }
             Step::Signal { fd } => {
@@ -168,10 +169,9 @@ impl Pool {
 
     /// Polls and timers end at once; a job a thread has not begun ends too, one it has runs on.
     fn cancel(&mut self, target: u64) {
-        let before = self.polls.len() + self.timers.len();
-        self.polls.retain(|(user_data, _)| *user_data != target);
+        let timers = self.timers.len();
         self.timers.retain(|(_, user_data)| *user_data != target);
-        let mut removed = before != self.polls.len() + self.timers.len();
+        let mut removed = self.polls.remove(target) || timers != self.timers.len();
         let mut queue = lock(&self.shared.queue);
         let jobs = queue.jobs.len();
         queue.jobs.retain(|job| job.user_data != target);
@@ -249,31 +249,25 @@ impl Pool {
             events: libc::POLLIN,
             revents: 0,
         };
-        self.fds.clear();
-        self.fds.push(pollfd(self.shared.done.as_raw_fd()));
-        self.fds
-            .extend(self.polls.iter().map(|(_, fd)| pollfd(*fd)));
         let next = self.timers.iter().map(|(at, _)| *at).min();
         let next = next.map(|at| at.saturating_duration_since(Instant::now()));
         let limit = match (limit, next) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        match sys::poll(&mut self.fds, limit) {
+        let mut fds = [
+            pollfd(self.shared.done.as_raw_fd()),
+            pollfd(self.polls.as_raw_fd()),
+        ];
+        match sys::poll(&mut fds, limit) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
-        if self.fds[0].revents != 0 {
+        if fds[0].revents != 0 {
             self.shared.done.hush();
         }
-        for (at, (user_data, fd)) in self.polls.iter().enumerate() {
-            if self.fds[at + 1].revents != 0 && sys::take_counter(*fd) {
-                out.push(Report {
-                    user_data: *user_data,
-                    result: libc::POLLIN as i32,
-                    more: true,
-                });
-            }
+        if fds[1].revents != 0 {
+            self.polls.take(out);
         }
         Ok(())
     }

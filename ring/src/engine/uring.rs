@@ -39,6 +39,8 @@ pub(crate) struct Uring {
     fixed_next: u32,
     flavour: Flavour,
     min_wait: bool,
+    /// For steps nobody waits for: no completion, where the kernel can do that (Linux 5.17).
+    silent: squeue::Flags,
 }
 
 impl std::fmt::Debug for Uring {
@@ -84,11 +86,16 @@ impl Uring {
         let only = only.map(|flavour| [flavour]);
         let (ring, flavour) = first_that_works(only.as_ref().map_or(&FLAVOURS[..], |f| &f[..]))?;
         let min_wait = ring.params().is_feature_min_timeout();
+        let silent = match ring.params().is_feature_skip_cqe_on_success() {
+            true => squeue::Flags::SKIP_SUCCESS,
+            false => squeue::Flags::empty(),
+        };
         let mut uring = Uring {
             ring,
             fixed_next: 0,
             flavour,
             min_wait,
+            silent,
         };
         if uring
             .ring
@@ -120,7 +127,10 @@ impl Uring {
 
     #[inline]
     pub(crate) fn push(&mut self, step: Step<'_>, user_data: u64) -> Result<(), QueueFull> {
-        let entry = entry(step).user_data(user_data);
+        let mut entry = entry(step).user_data(user_data);
+        if user_data == NOBODY {
+            entry = entry.flags(self.silent);
+        }
         let mut queue = self.ring.submission();
         // SAFETY: what the entry points to (segments, their list, a timespec) stays valid until its completion: the
         // ring's slot owns or vouches for it, and is freed only when the completion has been seen.
@@ -232,13 +242,9 @@ fn entry(step: Step<'_>) -> squeue::Entry {
         Step::Poll { fd } => opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32)
             .multi(true)
             .build(),
-        Step::Signal { fd } => opcode::Write::new(Fd(fd), (&raw const ONE).cast(), 8)
-            .build()
-            .flags(squeue::Flags::SKIP_SUCCESS),
+        Step::Signal { fd } => opcode::Write::new(Fd(fd), (&raw const ONE).cast(), 8).build(),
         Step::Timeout { spec, .. } => opcode::Timeout::new(spec).build(),
-        Step::Cancel { target } => opcode::AsyncCancel::new(target)
-            .build()
-            .flags(squeue::Flags::SKIP_SUCCESS),
+        Step::Cancel { target } => opcode::AsyncCancel::new(target).build(),
     }
 }
 
