@@ -42,17 +42,18 @@ const LINES: &[&str] = &[
 ];
 
 fn run(program: &str, line: &str) -> Output {
-    let dir = tempfile::tempdir().unwrap();
-    let disk = std::fs::File::create(dir.path().join("disk")).unwrap();
-    disk.set_len(1 << 20).unwrap();
-    let line = line.replace("DIR", dir.path().to_str().unwrap());
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let disk = std::fs::File::create(dir.path().join("disk")).expect("disk");
+    disk.set_len(1 << 20).expect("disk");
+    let dir_path = dir.path().to_str().expect("UTF-8");
+    let line = line.replace("DIR", dir_path);
     let mut output = Command::new(program)
         .args(line.split(' '))
         .stdin(Stdio::null())
         .output()
         .unwrap_or_else(|error| panic!("cannot run {program}: {error}"));
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    let stderr = stderr.replace(dir.path().to_str().unwrap(), "DIR");
+    let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+    let stderr = stderr.replace(dir_path, "DIR");
     output.stderr = stderr.replace(QSD, "virtioblkd").into_bytes();
     output
 }
