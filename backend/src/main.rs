@@ -94,11 +94,8 @@ fn start_and_serve(
     if let Err(error) = process::notify_ready() {
         tracing::warn!("cannot tell the service manager: {error}");
     }
-    serve(&mut daemon, signals).map_err(|e| e.to_string())?;
-    let ended = daemon.shut_down();
+    let served = serve(&mut daemon, signals).map(drop).map_err(|e| e.to_string());
+    let ended = daemon.shut_down().map_err(|e| e.to_string());
     drop(pidfile);
-    match ended {
-        Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(unclean) => Err(unclean.to_string()),
-    }
+    served.and(ended).map(|()| ExitCode::SUCCESS)
 }
