@@ -222,6 +222,12 @@ impl Disk {
         self.state().log.clone()
     }
 
+    /// What happened since the first `skip` events, in order.
+    pub fn log_from(&self, skip: usize) -> Vec<Event> {
+        let state = self.state();
+        state.log[skip.min(state.log.len())..].to_vec()
+    }
+
     /// The files as reads see them.
     pub fn images(&self) -> Images {
         let state = self.state();

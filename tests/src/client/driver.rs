@@ -70,7 +70,9 @@ impl Driver {
     }
 
     fn queue(&mut self, request: &Request) -> Option<io::Result<()>> {
-        let plain = request.layout.out_cuts.is_none() && request.layout.in_cuts.is_none();
+        let layout = &request.layout;
+        let plain =
+            layout.out_cuts.is_none() && layout.in_cuts.is_none() && layout.out_len.is_none();
         let offset = request.sector.checked_mul(SECTOR)?;
         match request.kind {
             kind::IN if plain => {

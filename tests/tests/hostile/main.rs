@@ -234,6 +234,7 @@ fn a_thousand_hostile_connections_leave_nothing_behind() {
         }
     }
     let after = size(&daemon);
+    eprintln!("{connections} connections: {before:?}, then {after:?}");
     assert!(daemon.alive());
     assert_eq!(
         after.fds, before.fds,

@@ -21,9 +21,15 @@ enum Tried {
 impl FileDriver {
     pub(super) async fn discard(&self, io: &Io, span: Span) -> Outcome {
         let span = self.discardable(span);
-        if !span.is_empty() {
-            self.punch(io, span).await?;
+        if span.is_empty() {
+            return Ok(());
         }
+        // Else a write to part of a block, reading before and writing back after, would bring the discarded bytes back.
+        let _hold = match self.block_bytes() {
+            1 => None,
+            block => Some(self.holds.hold(span.widened(block)).await),
+        };
+        self.punch(io, span).await?;
         Ok(())
     }
 
