@@ -94,7 +94,9 @@ fn start_and_serve(
     if let Err(error) = process::notify_ready() {
         tracing::warn!("cannot tell the service manager: {error}");
     }
-    let served = serve(&mut daemon, signals).map(drop).map_err(|e| e.to_string());
+    let served = serve(&mut daemon, signals)
+        .map(drop)
+        .map_err(|e| e.to_string());
     let ended = daemon.shut_down().map_err(|e| e.to_string());
     drop(pidfile);
     served.and(ended).map(|()| ExitCode::SUCCESS)

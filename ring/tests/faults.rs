@@ -322,7 +322,9 @@ fn two_rings_share_a_disk() {
             }
         })
     });
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    threads
+        .into_iter()
+        .for_each(|thread| thread.join().unwrap());
     let bytes = disk.images()[&FILE].clone();
     assert!(bytes[..4096] == [1; 4096] && bytes[4096..] == [2; 4096]);
     assert!(Ring::new(Choice::Sim(disk)).is_ok());
