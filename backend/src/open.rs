@@ -133,3 +133,75 @@ fn with_hint(message: String, hint: Option<String>) -> String {
         None => message,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{FileOptions as CliFile, RawOptions};
+
+    fn common(cache_direct: bool, discard: cli::Discard) -> NodeCommon {
+        NodeCommon {
+            discard,
+            cache_direct,
+            cache_no_flush: true,
+            read_only: false,
+            auto_read_only: true,
+            force_share: false,
+            detect_zeroes: cli::DetectZeroes::Unmap,
+        }
+    }
+
+    #[test]
+    fn an_inline_chain_keeps_every_option_of_every_node() {
+        let file = BlockdevOptions {
+            node_name: None,
+            common: common(true, cli::Discard::Unmap),
+            driver: DriverOptions::HostDevice(CliFile {
+                filename: "/dev/x".into(),
+                aio: Some(cli::Aio::Native),
+                locking: cli::Locking::Off,
+            }),
+        };
+        let raw = BlockdevOptions {
+            node_name: Some("r".into()),
+            common: common(false, cli::Discard::Ignore),
+            driver: DriverOptions::Raw(RawOptions {
+                file: ChildRef::Inline(Box::new(file)),
+                offset_bytes: 512,
+                size_bytes: Some(1024),
+            }),
+        };
+        let spec = node_spec(raw);
+        assert_eq!(spec.name.as_deref(), Some("r"));
+        assert_eq!(spec.common.discard, DiscardPolicy::Ignore);
+        assert_eq!(spec.common.detect_zeroes, DetectZeroes::Unmap);
+        let DriverSpec::Raw {
+            file: Child::Inline(file),
+            window,
+        } = spec.driver
+        else {
+            panic!("raw with an inline child")
+        };
+        assert_eq!((window.offset_bytes, window.size_bytes), (512, Some(1024)));
+        assert_eq!(file.common.discard, DiscardPolicy::Unmap);
+        let expected = FileOptions {
+            filename: "/dev/x".into(),
+            kind: FileKind::Device,
+            mode: OpenMode::Auto,
+            cache: Cache::Direct,
+            flushes: Flushes::Nothing,
+            locking: Locking::Off,
+            engine: Engine::Native,
+        };
+        assert_eq!(
+            file.driver,
+            DriverSpec::File(FileSpec { options: expected })
+        );
+    }
+
+    #[test]
+    fn a_hint_goes_below_the_message() {
+        let refusal = with_hint("Failed".into(), Some("Is it so?".into()));
+        assert_eq!(refusal, "Failed\nIs it so?");
+    }
+}

@@ -199,14 +199,19 @@ impl Daemon {
     ) -> io::Result<Daemon> {
         let notify_path = directory.path().join("notify");
         let notify = UnixDatagram::bind(&notify_path)?;
-        let mut command = Command::new(kind.program()?);
+        let program = kind.program()?;
+        let mut command = Command::new(&program);
         command.args(arguments).env("NOTIFY_SOCKET", &notify_path);
         if kind == Kind::QemuStorageDaemon {
             command.arg("--pidfile").arg(pid_file(&directory));
         }
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(File::create(log(&directory))?);
-        let mut child = command.spawn()?;
+        let unstarted = |e: io::Error| {
+            let message = format!("cannot start {}: {e}", program.display());
+            io::Error::new(e.kind(), message)
+        };
+        let mut child = command.spawn().map_err(unstarted)?;
         let pidfd = match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
             Ok(pidfd) => pidfd,
             Err(error) => {

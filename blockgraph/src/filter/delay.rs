@@ -103,3 +103,35 @@ impl Filter for Delay {
 
     fn end(&self, _dir: Dir, _span: Span, _outcome: Outcome) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn earn(delay: &Delay, dir: Dir, span: Span) {
+        let mut tokens = delay.tokens();
+        tokens.push(Token::of(dir, span));
+        delay.count.store(tokens.len(), Ordering::Release);
+    }
+
+    #[test]
+    fn a_wait_is_good_for_one_request_of_its_own_thread() {
+        let delay = Delay::new(NodeId(0), 1000);
+        let span = Span { at: 0, len: 512 };
+        assert!(!delay.ready(Dir::Read, span));
+        earn(&delay, Dir::Read, span);
+        let elsewhere = || std::thread::scope(|s| s.spawn(|| delay.ready(Dir::Read, span)).join());
+        assert!(!elsewhere().expect("no panic"));
+        assert!(!delay.ready(Dir::Write, span));
+        assert!(!delay.ready(Dir::Read, Span { at: 0, len: 1024 }));
+        assert!(delay.ready(Dir::Read, span) && delay.ready(Dir::Read, span));
+        delay.begin(Dir::Read, span);
+        assert!(!delay.ready(Dir::Read, span));
+    }
+
+    #[test]
+    fn no_latency_lets_all_pass() {
+        let delay = Delay::new(NodeId(0), 0);
+        assert!(delay.ready(Dir::Write, Span { at: 0, len: 1 }));
+    }
+}

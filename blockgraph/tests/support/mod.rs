@@ -129,6 +129,20 @@ impl Bench {
         }
     }
 
+    /// Goes on as far as anything can without waiting, and notes what ended.
+    pub fn pump(&mut self, ends: &mut Vec<(u64, Outcome)>) {
+        for _ in 0..50 {
+            self.lane.turn(Wait::Not).expect("a turn");
+            self.lane.begin_batch();
+            while let Some(event) = self.lane.take() {
+                if let Event::Finished { token, outcome } = event {
+                    ends.push((token, outcome));
+                }
+            }
+            self.lane.end_batch();
+        }
+    }
+
     pub fn read(&mut self, node: NodeId, at: u64, len: usize) -> Vec<u8> {
         let mem = Mem::zeroed(len).expect("memory");
         mem.store(0, &vec![0xee; len]);

@@ -1,6 +1,6 @@
 //! Runs a stream of requests through a world, holding every answer against the model.
 
-use super::cells::{Cells, End, SECTOR, Stamp, bytes_of, stamp};
+use super::cells::{Cells, End, Overlap, SECTOR, Stamp, bytes_of, stamp};
 use super::world::{FILE, Plan, SECTORS, World, surroundings_are_whole, window};
 use blockgraph::driver::file::Cache;
 use blockgraph::{Event, Kind, Mode, Outcome, Span, Started, Unmap};
@@ -54,10 +54,17 @@ pub fn stream(plan: &Plan, count: usize) -> Vec<Step> {
         };
         let longest = [1, 2, 8, 40][rng.below(4) as usize];
         let sectors = 1 + rng.below(longest);
-        let (at, sectors) = match kind {
-            Kind::Flush => (0, 0),
-            _ => (rng.below(SECTORS - sectors + 1), sectors),
-        };
+        let hot = plan.overlap == Overlap::Writes && rng.coin();
+        let end = if hot { 64 } else { SECTORS };
+        let mut at = rng.below(end - sectors + 1);
+        let mut sectors = sectors;
+        // Whole blocks often enough that mapped writes meet writes to parts of blocks.
+        if rng.below(3) == 0 {
+            (at, sectors) = (at - at % 8, sectors.next_multiple_of(8));
+        }
+        if kind == Kind::Flush {
+            (at, sectors) = (0, 0);
+        }
         Step {
             kind,
             at,
