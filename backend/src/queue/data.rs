@@ -39,7 +39,7 @@ pub(super) struct DataLoop {
     ranges: Vec<Range>,
     /// Kick eventfds whose polls have not ended yet, by token.
     retired: Vec<(u64, OwnedFd)>,
-    /// Call eventfds that may be named in the queue; dropped after the next turn.
+    /// Call eventfds that may be named in the kernel's queue; dropped once that is empty.
     old_calls: Vec<OwnedFd>,
     kicks: u64,
     /// The token of each guest's current poll.
@@ -90,7 +90,9 @@ impl DataLoop {
                 self.fail_all();
                 return;
             }
-            self.old_calls.clear();
+            if !self.old_calls.is_empty() && !ring.borrow_mut().holds_back() {
+                self.old_calls.clear();
+            }
             self.lane.begin_batch();
             let commands = self.take_events();
             self.retry_stalled();
@@ -327,6 +329,10 @@ impl DataLoop {
             return;
         };
         guest.disarm(self.lane.ring(), None);
+        // The last signal leaves before whoever stops the ring is told, and by its own descriptor, not by what the number
+        // means next.
+        self.lane.ring().borrow_mut().submit();
+        self.old_calls.extend(guest.set_call(None));
         let life = std::mem::replace(&mut guest.life, Life::Broken);
         self.retired.push((self.poll_tokens[at], guest.into_kick()));
         if let Life::Stopping(done) = life {

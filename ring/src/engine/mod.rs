@@ -137,6 +137,14 @@ impl Engine {
         }
     }
 
+    /// True if a pushed step has not been submitted.
+    pub(crate) fn holds_back(&mut self) -> bool {
+        match self {
+            Engine::Uring(uring) => uring.holds_back(),
+            Engine::Pool(_) | Engine::Sim(_) => false,
+        }
+    }
+
     /// Gives `fd` a place in the kernel ring's table, if it has one to spare.
     pub(crate) fn fix(&mut self, fd: RawFd) -> Option<u32> {
         match self {

@@ -190,6 +190,10 @@ impl Uring {
         .map(drop)
     }
 
+    pub(crate) fn holds_back(&mut self) -> bool {
+        !self.ring.submission().is_empty()
+    }
+
     pub(crate) fn has_news(&mut self) -> bool {
         if !self.ring.completion().is_empty() {
             return true;
