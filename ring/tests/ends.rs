@@ -4,9 +4,15 @@
 mod common;
 
 use common::*;
-use ring::sim::{Act, Kind, Rule, Weather};
+use ring::sim::{Act, Cancels, Kind, Rule, Weather};
 use ring::{Bell, Done, Errno, Mem, Op, Wait};
 use std::os::fd::AsRawFd;
+
+/// The disk carries out what it has begun, whatever is asked.
+const DEAF: Weather = Weather {
+    cancels: Cancels::Ignored,
+    ..Weather::CALM
+};
 
 const HOUR: u64 = 3_600_000_000_000;
 
@@ -77,7 +83,7 @@ fn a_cancelled_transfer_ends_once_either_way() {
 
 #[test]
 fn a_cancelled_operation_begins_no_further_step() {
-    let mut rig = simulated(1, &[3; 4096], Cache::Page, Weather::CALM);
+    let mut rig = simulated(1, &[3; 4096], Cache::Page, DEAF);
     let disk = rig.disk.clone().unwrap();
     disk.rule(Rule::every(Act::Short(16)));
     let mem = Mem::zeroed(4096).unwrap();
@@ -199,7 +205,7 @@ fn a_dropped_ring_leaves_no_operation_behind() {
 
 #[test]
 fn dropping_a_ring_waits_for_what_the_disk_still_holds() {
-    let mut rig = simulated(4, &[1; 4096], Cache::Page, Weather::CALM);
+    let mut rig = simulated(4, &[1; 4096], Cache::Page, DEAF);
     let disk = rig.disk.clone().unwrap();
     disk.rule(Rule::every(Act::Hold).kind(Kind::Write));
     let mem = mem_of(&[2; 4096]);

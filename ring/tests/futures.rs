@@ -148,13 +148,16 @@ fn a_future_without_a_slot_is_woken_when_abandoned_operations_free_one() {
     assert_eq!(poll_once(&mut starved), Poll::Ready(Ok(())));
 }
 
+/// Bytes of a buffer so large that freeing it unmaps it.
+const LARGE: usize = 1 << 20;
+
 /// A disk that holds every read, whatever is cancelled.
 fn holding() -> (ring::sim::Disk, Handle) {
     let calm = Weather {
         cancels: Cancels::Ignored,
         ..Weather::CALM
     };
-    let rig = simulated(1, &[0xee; 8192], Cache::Page, calm);
+    let rig = simulated(1, &[0xee; LARGE], Cache::Page, calm);
     let disk = rig.disk.clone().unwrap();
     disk.rule(Rule::every(Act::Hold).kind(Kind::Read));
     (disk, Handle::new(rig.ring))
@@ -163,11 +166,11 @@ fn holding() -> (ring::sim::Disk, Handle) {
 #[test]
 fn a_read_that_lands_after_its_future_is_gone_hits_no_freed_memory() {
     let (disk, ring) = holding();
-    let running = ring.run(read(0), Mem::zeroed(8192).unwrap());
+    let running = ring.run(read(0), Mem::zeroed(LARGE).unwrap());
     ring.borrow_mut().turn(Wait::Not, &mut Vec::new()).unwrap();
     drop(running);
-    // Were the buffer freed, one of these would have its place.
-    let others: Vec<Mem> = (0..64).map(|_| Mem::zeroed(8192).unwrap()).collect();
+    // Were the buffer freed, one of these would have its place, or nothing would and the read would fault.
+    let others: Vec<Mem> = (0..4).map(|_| Mem::zeroed(LARGE).unwrap()).collect();
     assert_eq!(disk.release_all(), 1);
     ring.borrow_mut().turn(Wait::Not, &mut Vec::new()).unwrap();
     assert!(others.iter().all(Mem::is_zero), "written to freed memory");

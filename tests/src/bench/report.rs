@@ -118,3 +118,37 @@ fn spread(figures: &[f64]) -> String {
     let most = figures.iter().copied().fold(0.0, f64::max);
     format!("{:.0} ({least:.0} to {most:.0})", median(figures))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_are_taken_round_by_round() {
+        let line = |name: &str, iops: [f64; 3]| Line {
+            name: name.into(),
+            samples: iops
+                .iter()
+                .map(|iops| Sample {
+                    iops: *iops,
+                    ..Sample::default()
+                })
+                .collect(),
+            enters: None,
+        };
+        let (ours, theirs) = (line("a", [2.0, 20.0, 200.0]), line("b", [1.0, 10.0, 100.0]));
+        assert_eq!(ours.ratio(&theirs, |s| s.iops), 2.0);
+        let row = Row {
+            name: "r".into(),
+            lines: vec![ours, theirs],
+            reference: 1,
+        };
+        let columns = |line: &str| line.matches('|').count();
+        let text = render(&row);
+        assert_eq!(
+            columns(text.lines().next().unwrap()),
+            columns(heading().lines().next().unwrap())
+        );
+        assert!(text.contains("| 20 (2 to 200) | 2.00 |"), "{text}");
+    }
+}

@@ -6,11 +6,18 @@
 use std::io;
 use std::time::Duration;
 
+use tests::bench::instructions::REFUSE_IO_URING;
+use tests::bench::process::exec_without_io_uring;
 use tests::bench::rows::{Effort, filled_file, idle, machine, run_all};
 use tests::bench::{instructions, median, report};
 
 fn main() -> io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [flag, words @ ..] = arguments.as_slice()
+        && flag == REFUSE_IO_URING
+    {
+        return Err(exec_without_io_uring(words));
+    }
     let has = |flag: &str| arguments.iter().any(|a| a == flag);
     let only = arguments
         .iter()

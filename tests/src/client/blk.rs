@@ -216,3 +216,22 @@ pub struct Done {
     /// The writable data.
     pub data: Vec<u8>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cuts_make_pieces_that_cover_everything_once() {
+        let pieces = cut(100, 10, &[3, 3, 9], true);
+        let shape: Vec<(u64, u32)> = pieces.iter().map(|p| (p.gpa, p.len)).collect();
+        assert_eq!(shape, [(100, 3), (103, 0), (103, 6), (109, 1)]);
+    }
+
+    #[test]
+    fn a_plain_read_is_header_data_and_status() {
+        let buffers = Request::read(0, 512).buffers(0, 4096);
+        let shape: Vec<(u32, bool)> = buffers.iter().map(|b| (b.len, b.writable)).collect();
+        assert_eq!(shape, [(16, false), (512, true), (1, true)]);
+    }
+}

@@ -423,3 +423,49 @@ pub fn readable(fd: &impl AsRawFd, patience: Duration) -> io::Result<bool> {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_index_is_passed_once_also_across_the_wrap() {
+        assert!(need_event(0, 1, 0));
+        assert!(!need_event(1, 1, 0));
+        assert!(need_event(4, 32, 0));
+        assert!(need_event(u16::MAX, 2, 65530));
+        assert!(!need_event(5, 2, 65530));
+    }
+
+    #[test]
+    fn a_table_links_its_entries_and_ends() {
+        let buffer = Buffer {
+            gpa: 4096,
+            len: 16,
+            writable: true,
+        };
+        let table = table_of(&[buffer; 3]);
+        let flags: Vec<u16> = table.iter().map(|d| d.flags).collect();
+        assert_eq!(flags, [NEXT | WRITE, NEXT | WRITE, WRITE]);
+        assert_eq!((table[0].next, table[1].next), (1, 2));
+    }
+
+    #[test]
+    fn chains_are_given_back_in_any_order() {
+        let memory = Arc::new(Memory::new(1 << 20).unwrap());
+        let (place, _) = Place::packed_at(0, 8);
+        let mut ring = Ring::new(&memory, 0, 8, place).unwrap();
+        let buffer = Buffer {
+            gpa: 4096,
+            len: 16,
+            writable: false,
+        };
+        let first = ring.add(&[buffer; 3]).unwrap();
+        let second = ring.add(&[buffer; 5]).unwrap();
+        assert_eq!(ring.add(&[buffer]), None);
+        ring.release(second);
+        assert_eq!(ring.room(), 5);
+        ring.release(first);
+        assert_eq!(ring.room(), 8);
+    }
+}

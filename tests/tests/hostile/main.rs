@@ -10,9 +10,13 @@
 )]
 
 mod chains;
+mod fd_messages;
 mod live;
+mod memory_messages;
 mod messages;
 mod probe;
+mod ring_messages;
+mod shapes;
 
 use std::io;
 

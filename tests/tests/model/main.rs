@@ -4,11 +4,13 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod cells;
+mod full;
 mod run;
 mod threads;
 mod world;
 
 use blockgraph::Mode;
+use blockgraph::graph::DetectZeroes;
 use cells::{Cells, Overlap, SECTOR, bytes_of};
 use run::{Run, stream};
 use threads::Shared;
@@ -93,6 +95,19 @@ fn a_crash_leaves_each_sector_old_or_new_and_everything_flushed() {
         crashes += run(&plan, modes(seed)[seed as usize % 3]).crashes;
     }
     assert!(crashes > 5000, "{crashes}");
+}
+
+#[test]
+fn a_ring_without_room_is_back_pressure_and_no_error() {
+    for seed in 7000..7003 {
+        let mut plan = Plan::by_seed(seed);
+        (plan.lanes, plan.block_bytes, plan.offset_bytes) = (1, 512, 0);
+        (plan.delay_ns, plan.detect_zeroes) = (None, DetectZeroes::Off);
+        let count = 2 * u64::from(ring::SLOTS);
+        assert!(full::overfill(&plan, Mode::Fast, count) > 0, "{plan:?}");
+        assert_eq!(full::overfill(&plan, Mode::ServeAlways, count), 0);
+        full::overfill(&plan, Mode::Mixed(seed), count);
+    }
 }
 
 /// The story of a seed differs from run to run here, since threads do; what must hold does not.
