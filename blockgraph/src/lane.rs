@@ -286,6 +286,11 @@ impl Lane {
             || self.thread.ring.has_news()
     }
 
+    /// True if operations were started that only the next turn hands to the kernel.
+    pub fn has_unsubmitted(&self) -> bool {
+        self.thread.ring.borrow_mut().has_unsubmitted()
+    }
+
     fn drop_done(&mut self) {
         if self.next == self.done.len() {
             self.done.clear();

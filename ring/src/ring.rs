@@ -215,14 +215,14 @@ impl Ring {
         let _ = self.engine.turn(Wait::Not, &mut self.reports);
     }
 
-    /// True if something that was started or told has not reached the kernel yet: it is short of memory, say.
-    pub fn holds_back(&mut self) -> bool {
-        self.engine.holds_back()
-    }
-
     /// True if a turn would find something without waiting; no system call.
     pub fn has_news(&mut self) -> bool {
         !self.reports.is_empty() || self.engine.has_news()
+    }
+
+    /// True if operations were started that only the next turn hands to the kernel.
+    pub fn has_unsubmitted(&mut self) -> bool {
+        !self.backlog.is_empty() || self.engine.has_unsubmitted()
     }
 
     pub(crate) fn start_for_future(&mut self, op: Op, mem: Option<crate::Mem>) -> Option<OpId> {

@@ -90,7 +90,7 @@ impl DataLoop {
                 self.fail_all();
                 return;
             }
-            if !self.old_calls.is_empty() && !ring.borrow_mut().holds_back() {
+            if !self.old_calls.is_empty() && !self.lane.has_unsubmitted() {
                 self.old_calls.clear();
             }
             self.lane.begin_batch();
@@ -111,16 +111,23 @@ impl DataLoop {
         if self.lane.has_news() || self.has_work() {
             return Wait::Not;
         }
-        let DataLoop {
-            poller,
-            lane,
-            guests,
-            ..
-        } = self;
-        let burst = std::mem::take(&mut self.burst);
-        if poller.poll(burst, || lane.has_news() || any_work(guests)) {
-            return Wait::Not;
+        if self.poller.is_open(self.burst) {
+            if self.lane.has_unsubmitted() {
+                // What was begun must be under way before its end is looked for: a turn that does not wait, and here again.
+                return Wait::Not;
+            }
+            let DataLoop {
+                poller,
+                lane,
+                guests,
+                ..
+            } = self;
+            if poller.poll(|| lane.has_news() || any_work(guests)) {
+                self.burst = 0;
+                return Wait::Not;
+            }
         }
+        let burst = std::mem::take(&mut self.burst);
         if self.stalled.is_empty() {
             for guest in self.guests.iter_mut().flatten() {
                 if guest.is_running() && guest.vring.listen() == Pending::More {

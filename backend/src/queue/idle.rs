@@ -30,12 +30,13 @@ impl Poller {
         }
     }
 
-    /// Polls `has_news` if that is worthwhile now; true if there is news. `burst` is how many requests the last wake-up
-    /// brought.
-    pub(super) fn poll(&mut self, burst: usize, mut has_news: impl FnMut() -> bool) -> bool {
-        if self.window_ns == 0 || burst > BURST {
-            return false;
-        }
+    /// True if polling looks worthwhile now. `burst` is how many requests have begun since the last rest.
+    pub(super) fn is_open(&self, burst: usize) -> bool {
+        self.window_ns > 0 && burst <= BURST
+    }
+
+    /// Polls `has_news` for as long as the window says; true if there is news.
+    pub(super) fn poll(&mut self, mut has_news: impl FnMut() -> bool) -> bool {
         let start = Instant::now();
         let window = Duration::from_nanos(self.window_ns);
         loop {
@@ -82,13 +83,13 @@ mod tests {
     #[test]
     fn the_window_opens_with_short_sleeps_and_shuts_with_a_long_one() {
         let mut poller = poller(32_000);
-        assert!(!poller.poll(1, || true), "shut at first");
+        assert!(!poller.is_open(1), "shut at first");
         poller.slept(Duration::from_nanos(10_000));
-        assert!(poller.poll(1, || true));
-        assert!(!poller.poll(BURST + 1, || true), "bursts sleep");
-        assert!(!poller.poll(1, || false), "the window ends");
+        assert!(poller.is_open(1) && poller.poll(|| true));
+        assert!(!poller.is_open(BURST + 1), "bursts sleep");
+        assert!(!poller.poll(|| false), "the window ends");
         poller.slept(Duration::from_millis(1));
-        assert!(!poller.poll(1, || true));
+        assert!(!poller.is_open(1));
     }
 
     #[test]
@@ -100,6 +101,6 @@ mod tests {
         assert!(small.window_ns <= 5_000);
         let mut off = poller(0);
         off.slept(Duration::ZERO);
-        assert!(!off.is_on() && !off.poll(1, || true));
+        assert!(!off.is_on() && !off.is_open(1));
     }
 }

@@ -137,10 +137,11 @@ impl Engine {
         }
     }
 
-    /// True if a pushed step has not been submitted.
-    pub(crate) fn holds_back(&mut self) -> bool {
+    /// True if steps were pushed that only the next turn submits.
+    pub(crate) fn has_unsubmitted(&mut self) -> bool {
         match self {
-            Engine::Uring(uring) => uring.holds_back(),
+            Engine::Uring(uring) => uring.has_unsubmitted(),
+            // Both begin a step when it is pushed.
             Engine::Pool(_) | Engine::Sim(_) => false,
         }
     }

@@ -190,7 +190,7 @@ impl Uring {
         .map(drop)
     }
 
-    pub(crate) fn holds_back(&mut self) -> bool {
+    pub(crate) fn has_unsubmitted(&mut self) -> bool {
         !self.ring.submission().is_empty()
     }
 
