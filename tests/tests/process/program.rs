@@ -166,3 +166,23 @@ fn all_queues_of_an_iothread_run_on_its_one_thread() {
     drop(guest);
     process.stop();
 }
+
+#[test]
+fn what_one_guest_chose_of_the_write_cache_is_not_the_next_ones() {
+    const WRITEBACK_AT: u32 = 32;
+    let place = Place::new();
+    let (disk, socket) = (place.disk("d", LEN), place.path("s"));
+    let mut arguments = file("f", &disk, "");
+    arguments.extend(export("e", "f", &socket, ""));
+    let process = Start::new(arguments).ready();
+    let writeback = |guest: &mut Guest| guest.front.get_config(60).unwrap()[WRITEBACK_AT as usize];
+    let mut first = Guest::start(&socket, Setup::default()).unwrap();
+    assert_eq!(writeback(&mut first), 1);
+    first.front.set_config(WRITEBACK_AT, 0, &[0]).unwrap();
+    assert_eq!(writeback(&mut first), 0);
+    drop(first);
+    let mut second = Guest::start(&socket, Setup::default()).unwrap();
+    assert_eq!(writeback(&mut second), 1);
+    drop(second);
+    process.stop();
+}
