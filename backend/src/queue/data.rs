@@ -26,6 +26,12 @@ const CLASS: u64 = 3 << 61;
 /// Chains popped from one ring before the next has its turn.
 const BATCH_MAX: usize = 128;
 
+/// So many requests at once are a burst.
+const BURST_MIN: usize = 8;
+/// How long the first end of a burst may be kept back for the others. A slow disk's ends come one by one after that, so
+/// that the guest can follow up.
+const BURST_PATIENCE_NS: u64 = 200_000;
+
 /// One queue thread.
 #[derive(Debug)]
 pub(super) struct DataLoop {
@@ -138,8 +144,15 @@ impl DataLoop {
         self.sleep(burst)
     }
 
-    /// How to sleep: for the first end, or for a batch of them where a burst is under way.
-    fn sleep(&mut self, _burst: usize) -> Wait {
+    /// How to sleep: for the first end, or, when all that is in flight came in one burst, for the whole burst a little while:
+    /// a fast disk ends it within that, and then one wake-up and one signal do for all of it.
+    fn sleep(&mut self, burst: usize) -> Wait {
+        if burst >= BURST_MIN && burst == self.lane.in_flight() {
+            return Wait::Batch {
+                count: burst as u32,
+                patience_ns: BURST_PATIENCE_NS,
+            };
+        }
         Wait::One
     }
 
