@@ -87,18 +87,18 @@ fn start_and_serve(
         Some(path) => Some(PidFile::create(path).map_err(|e| e.to_string())?),
         None => None,
     };
-    if let Some(background) = background {
-        background.up().map_err(|e| e.to_string())?;
-    }
     // A service manager that cannot be told is no reason not to serve.
     if let Err(error) = process::notify_ready() {
         tracing::warn!("cannot tell the service manager: {error}");
     }
-    serve(&mut daemon, signals).map_err(|e| e.to_string())?;
-    let ended = daemon.shut_down();
-    drop(pidfile);
-    match ended {
-        Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(unclean) => Err(unclean.to_string()),
+    // Last, since with it goes the terminal, and whoever waits for the parent finds everything done.
+    if let Some(background) = background {
+        background.up().map_err(|e| e.to_string())?;
     }
+    let served = serve(&mut daemon, signals)
+        .map(drop)
+        .map_err(|e| e.to_string());
+    let ended = daemon.shut_down().map_err(|e| e.to_string());
+    drop(pidfile);
+    served.and(ended).map(|()| ExitCode::SUCCESS)
 }

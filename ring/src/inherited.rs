@@ -41,6 +41,13 @@ impl Inherited {
         Ok(Self { untaken: listed })
     }
 
+    /// None at all: for whoever serves without taking any.
+    pub fn none() -> Self {
+        Self {
+            untaken: BTreeSet::new(),
+        }
+    }
+
     /// The descriptor, if the process was started with it and it was not taken before.
     pub fn take(&mut self, fd: RawFd) -> Option<OwnedFd> {
         if !self.untaken.remove(&fd) {

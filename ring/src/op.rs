@@ -82,7 +82,8 @@ pub enum Op {
     },
     /// Add one to an eventfd. Always ends well: there is nothing to do about a full counter, its reader is awake anyway.
     Signal {
-        /// The eventfd, which must be non-blocking; the caller keeps it open until the next [`crate::Ring::turn`] has returned.
+        /// The eventfd, which must be non-blocking; the caller keeps it open until a turn has left nothing unsubmitted
+        /// ([`crate::Ring::has_unsubmitted`]).
         fd: RawFd,
     },
     /// Complete after this many nanoseconds.

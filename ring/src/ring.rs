@@ -167,7 +167,7 @@ impl Ring {
             _ => return,
         };
         if self.engine.push(step, NOBODY).is_err() {
-            self.flush_queue();
+            self.submit();
             // The queue was just emptied; if the kernel took nothing, it is out of memory and so is everybody's luck.
             let _ = self.engine.push(step, NOBODY);
         }
@@ -207,6 +207,12 @@ impl Ring {
             self.reports = reports;
         }
         turned
+    }
+
+    /// Submits what was started and told, without waiting; what ends meanwhile comes out of the next turn.
+    pub fn submit(&mut self) {
+        // A final error shows again at the next turn, where it can be returned.
+        let _ = self.engine.turn(Wait::Not, &mut self.reports);
     }
 
     /// True if a turn would find something without waiting; no system call.
@@ -320,17 +326,11 @@ impl Ring {
         if push(&mut self.engine, self.slots.get(at), known, id) {
             return Launch::Gone;
         }
-        self.flush_queue();
+        self.submit();
         if push(&mut self.engine, self.slots.get(at), known, id) {
             return Launch::Gone;
         }
         Launch::Later
-    }
-
-    /// Makes room in the submission queue; what ends meanwhile is reported at the next turn.
-    fn flush_queue(&mut self) {
-        // A final error shows again at the next turn, where it can be returned.
-        let _ = self.engine.turn(Wait::Not, &mut self.reports);
     }
 
     #[cold]

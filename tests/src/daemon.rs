@@ -55,7 +55,10 @@ impl Kind {
     }
 
     /// Where the program is.
-    pub(crate) fn program(self) -> io::Result<PathBuf> {
+    ///
+    /// # Errors
+    /// `NotFound` where it is not built.
+    pub fn program(self) -> io::Result<PathBuf> {
         match self {
             Kind::Virtioblkd => find_virtioblkd(),
             Kind::QemuStorageDaemon => Ok(self.name().into()),

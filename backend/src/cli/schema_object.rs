@@ -5,8 +5,8 @@ use super::options::{IothreadOptions, ObjectOptions};
 use super::schema_node::refuse_unless_default;
 use super::visit::Object;
 
-/// How long an iothread polls unless told otherwise, as in QEMU.
-pub const POLL_MAX_NS_DEFAULT: u64 = 32_768;
+/// How long a thread may poll unless told otherwise: longer than QEMU's 32768, so that it covers a read of a fast disk.
+pub const POLL_MAX_NS_DEFAULT: u64 = 100_000;
 /// QEMU's default for `thread-pool-max`.
 const THREAD_POOL_MAX_DEFAULT: i64 = 64;
 

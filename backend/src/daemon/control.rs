@@ -4,6 +4,7 @@ use super::executor::{Daemon, Export};
 use crate::vhost::{Accepted, Door, DoorEvent};
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use ring::sys::Signals;
+use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, RawFd};
 use vmm_sys_util::epoll::EventSet;
 
@@ -30,6 +31,8 @@ struct Control<'a> {
     ending: Option<Ending>,
     /// Doors to look at again in a while, by export id.
     retry: Vec<String>,
+    /// Doors that let nobody in the last time: that is said once, not at every try.
+    shut: BTreeSet<String>,
     /// Listeners being polled, by export id.
     polled: Vec<(String, RawFd)>,
 }
@@ -42,6 +45,7 @@ pub fn serve(daemon: &mut Daemon, signals: Signals) -> Result<Ending, event_mana
         signals,
         ending: None,
         retry: Vec::new(),
+        shut: BTreeSet::new(),
         polled: Vec::new(),
     });
     loop {
@@ -79,11 +83,19 @@ impl Control<'_> {
 
     /// Lets somebody in, or notes when to try again. Returns a listener to poll from now on.
     fn knock(&mut self, id: &str) -> Option<RawFd> {
-        match self.door(id)?.accept_ready() {
-            Ok(Accepted::Nobody) => self.poll(id),
-            Ok(Accepted::Began | Accepted::Busy) => None,
+        let accepted = self.door(id)?.accept_ready();
+        match accepted {
+            Ok(accepted) => {
+                self.shut.remove(id);
+                match accepted {
+                    Accepted::Nobody => self.poll(id),
+                    Accepted::Began | Accepted::Busy => None,
+                }
+            }
             Err(error) => {
-                tracing::warn!("export {id} cannot let a front end in: {error}");
+                if self.shut.insert(id.to_owned()) {
+                    tracing::warn!("export {id} cannot let a front end in: {error}");
+                }
                 self.retry.push(id.to_owned());
                 None
             }

@@ -21,7 +21,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(super) struct Export {
     pub(super) id: String,
     pub(super) blk: VhostUserBlk,
-    _path: Option<BoundPath>,
+    /// Its socket, if we bound it; gone when this is.
+    pub(super) path: Option<BoundPath>,
     _attachment: Attachment,
 }
 
@@ -128,7 +129,7 @@ impl Daemon {
         self.exports.push(Export {
             id: options.id,
             blk,
-            _path: path,
+            path,
             _attachment: attachment,
         });
         Ok(())

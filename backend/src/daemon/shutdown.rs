@@ -1,12 +1,15 @@
 //! The orderly end: sessions are drained, everything written is made durable, and only then does anything close.
 
 use super::executor::Daemon;
-use blockgraph::{Event, Kind, Lane, Mode, NodeId, Span, Started};
+use blockgraph::graph::Body;
+use blockgraph::{Event, Graph, Kind, Lane, Mode, NodeId, Span, Started};
 use ring::{Choice, Ring, Wait};
 use std::time::{Duration, Instant};
 
 /// How long sessions may take to drain. Beyond it some disk is stuck, and waiting longer helps nobody.
 const DRAIN: Duration = Duration::from_secs(8);
+/// How long all of it may take: whatever draining took, the flush has the rest.
+const END: Duration = Duration::from_secs(10);
 
 /// Not everything could be ended in order.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +20,9 @@ pub enum Unclean {
     /// Something written may not be durable.
     #[error("cannot flush node {0}: {1}")]
     Flush(String, ring::Errno),
+    /// The same, and nobody knows yet.
+    #[error("flushing did not end in time")]
+    StillFlushing,
     /// No ring to flush through.
     #[error("cannot flush")]
     Ring(#[from] std::io::Error),
@@ -25,18 +31,21 @@ pub enum Unclean {
 impl Daemon {
     /// Ends every session, flushes every node, closes everything. Errors: the first thing that could not be done; the rest
     /// was tried. With requests stuck in flight nothing is closed: their memory must outlive them, to the process's end.
-    pub fn shut_down(self) -> Result<(), Unclean> {
-        let drained = self.drain();
-        let flushed = self.flush();
-        if let Err(stuck) = drained {
-            std::mem::forget(self);
-            return Err(stuck);
+    pub fn shut_down(mut self) -> Result<(), Unclean> {
+        let begun = Instant::now();
+        // First of all, so that nobody knocks any more, and so that nothing is left behind however the rest goes.
+        for export in &mut self.exports {
+            export.path = None;
         }
-        flushed
+        let drained = self.drain(begun + DRAIN);
+        let flushed = self.flush(begun + END);
+        if drained.is_err() {
+            std::mem::forget(self);
+        }
+        drained.and(flushed)
     }
 
-    fn drain(&self) -> Result<(), Unclean> {
-        let deadline = Instant::now() + DRAIN;
+    fn drain(&self, deadline: Instant) -> Result<(), Unclean> {
         let mut result = Ok(());
         for export in &self.exports {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -47,8 +56,9 @@ impl Daemon {
         result
     }
 
-    fn flush(&self) -> Result<(), Unclean> {
-        let ring = Ring::new(Choice::Best)?;
+    /// Threads, not io_uring: one flush for each node is no reason to set up a ring, and they are never refused.
+    fn flush(&self, deadline: Instant) -> Result<(), Unclean> {
+        let ring = Ring::new(Choice::Threads)?;
         let epochs = self.teams.epochs();
         let mut lane = Lane::new(ring, self.current.clone(), epochs, Mode::Fast);
         let graph = lane.graph().clone();
@@ -59,24 +69,37 @@ impl Daemon {
         }
         let mut result = Ok(());
         while lane.in_flight() > 0 {
-            lane.turn(Wait::One)?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                // Dropping it would wait for what is stuck.
+                std::mem::forget(lane);
+                return result.and(Err(Unclean::StillFlushing));
+            }
+            let left_ns = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX);
+            lane.turn(Wait::AtMost(left_ns))?;
             while let Some(event) = lane.take() {
-                if let Event::Finished {
-                    token,
-                    outcome: Err(errno),
-                } = event
-                {
-                    let node = graph.node(NodeId(token as u32));
-                    let name = node.map_or("?", |node| node.name()).to_owned();
-                    result = result.and(Err(Unclean::Flush(name, errno)));
-                }
+                result = result.and(flushed(&graph, event));
             }
         }
         for (_, node) in graph.nodes() {
-            if let blockgraph::graph::Body::Driver(driver) = node.body() {
+            if let Body::Driver(driver) = node.body() {
                 driver.close();
             }
         }
         result
+    }
+}
+
+fn flushed(graph: &Graph, event: Event) -> Result<(), Unclean> {
+    match event {
+        Event::Finished {
+            token,
+            outcome: Err(errno),
+        } => {
+            let node = graph.node(NodeId(token as u32));
+            let name = node.map_or("?", |node| node.name());
+            Err(Unclean::Flush(name.to_owned(), errno))
+        }
+        _ => Ok(()),
     }
 }

@@ -49,19 +49,45 @@ pub(super) enum Command {
 
 /// Commands on their way to a thread.
 #[derive(Debug, Default)]
-pub(super) struct Inbox(Mutex<Vec<Command>>);
+pub(super) struct Inbox(Mutex<Letters>);
+
+#[derive(Debug, Default)]
+struct Letters {
+    commands: Vec<Command>,
+    /// Nobody reads them any more.
+    closed: bool,
+}
 
 impl Inbox {
+    /// A command to a thread that is gone is dropped, and whoever waits for its answer hears of that.
     pub(super) fn push(&self, command: Command) {
-        self.list().push(command);
+        let mut letters = self.letters();
+        if !letters.closed {
+            letters.commands.push(command);
+        }
     }
 
     pub(super) fn take(&self) -> Vec<Command> {
-        std::mem::take(&mut *self.list())
+        std::mem::take(&mut self.letters().commands)
     }
 
-    fn list(&self) -> std::sync::MutexGuard<'_, Vec<Command>> {
+    fn close(&self) {
+        let mut letters = self.letters();
+        letters.closed = true;
+        letters.commands.clear();
+    }
+
+    fn letters(&self) -> std::sync::MutexGuard<'_, Letters> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Closes a thread's inbox when the thread ends, however it does.
+struct Closing(Arc<Inbox>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 
@@ -97,6 +123,7 @@ impl Worker {
         let (ready, is_ready) = channel();
         let its_inbox = inbox.clone();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
+            let _closing = Closing(its_inbox.clone());
             let ring = match Ring::new(options.engine.clone()) {
                 Ok(ring) => ring,
                 Err(error) => {
@@ -161,5 +188,27 @@ impl Drop for Worker {
             // A thread that panicked has nothing left to wait for.
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_is_gone_keeps_nobody_waiting() {
+        let options = WorkerOptions {
+            current: Arc::default(),
+            epochs: Arc::default(),
+            engine: Choice::Threads,
+            poll_max_ns: 0,
+            mode: Mode::Fast,
+        };
+        let worker = Worker::spawn("gone".to_owned(), options).unwrap();
+        worker.rings.store(2, Ordering::Relaxed);
+        // Both orders: a command that it leaves unread, and one that comes when it is gone.
+        worker.inbox.push(Command::Exit);
+        assert!(worker.stop(RingKey(1)).is_none());
+        assert!(worker.stop(RingKey(2)).is_none());
     }
 }

@@ -290,6 +290,8 @@ impl Inner {
 
     /// One front end, from its first message to the last of its memory.
     fn session(&self, front: &UnixStream, link: &Link) -> End {
+        // What the last guest chose is not the next one's.
+        self.device.reset();
         let session = Session::new(
             Arc::clone(&self.device),
             Arc::clone(&self.rings),

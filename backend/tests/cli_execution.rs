@@ -1,0 +1,80 @@
+//! Command lines that are well formed and fail in execution, given to us and to the real qemu-storage-daemon: the same bytes on stderr but for the
+//! program's name, the same status.
+
+use std::process::{Command, Output, Stdio};
+
+const QSD: &str = "qemu-storage-daemon";
+
+/// `DIR` is a directory of its own with a file `disk` (1 MiB) and nothing else; arguments are separated by spaces.
+const LINES: &[&str] = &[
+    "--blockdev null-co,node-name=a --blockdev null-co,node-name=a",
+    "--blockdev raw,node-name=a,file.driver=null-co,file.node-name=a",
+    "--blockdev raw,node-name=a,file=nope",
+    "--blockdev raw,node-name=a,file=",
+    "--blockdev file,node-name=a,filename=DIR/none",
+    "--blockdev file,node-name=a,filename=DIR",
+    "--blockdev file,node-name=a,filename=DIR/disk/x",
+    "--blockdev host_device,node-name=a,filename=DIR/disk",
+    "--blockdev host_device,node-name=a,filename=DIR/none",
+    "--blockdev raw,node-name=a,file.driver=file,file.filename=DIR/none",
+    "--blockdev raw,node-name=a,offset=2097152,file.driver=file,file.filename=DIR/disk",
+    "--blockdev raw,node-name=a,offset=512,size=1048576,file.driver=file,file.filename=DIR/disk",
+    "--blockdev null-co,node-name=a --blockdev nosuch",
+    "--object iothread,id=i --object iothread,id=i",
+    "--export vhost-user-blk,id=e,node-name=a,addr.type=unix,addr.path=DIR/s",
+    "--blockdev null-co,node-name=a --export vhost-user-blk,id=e,node-name=,addr.type=unix,addr.path=DIR/s",
+    "--blockdev null-co,node-name=a,read-only=on --export vhost-user-blk,id=e,node-name=a,addr.type=unix,addr.path=DIR/s,writable=on",
+    "--blockdev file,node-name=a,read-only=on,filename=DIR/disk --export vhost-user-blk,id=e,node-name=a,addr.type=unix,addr.path=DIR/s,writable=on",
+    "--blockdev null-co,node-name=a --export vhost-user-blk,id=e,node-name=a,iothread=i,addr.type=unix,addr.path=DIR/s",
+    "--blockdev null-co,node-name=a --export vhost-user-blk,id=e,node-name=a,addr.type=unix,addr.path=DIR/none/s",
+    "--blockdev null-co,node-name=a --export vhost-user-blk,id=e,node-name=a,addr.type=unix,addr.path=DIR/disk/s",
+    "--blockdev null-co,node-name=a --export vhost-user-blk,id=e,node-name=a,addr.type=fd,addr.str=99",
+    "--blockdev null-co,node-name=a --export vhost-user-blk,id=e,node-name=a,addr.type=fd,addr.str=0",
+    "--blockdev null-co,node-name=a --export vhost-user-blk,id=e,node-name=a,addr.type=fd,addr.str=x",
+    "--blockdev null-co,node-name=a --export vhost-user-blk,id=e,node-name=a,num-queues=0,addr.type=unix,addr.path=DIR/s",
+    "--blockdev null-co,node-name=a --export vhost-user-blk,id=e,node-name=a,logical-block-size=1000,addr.type=unix,addr.path=DIR/s",
+    "--blockdev null-co,node-name=a --export vhost-user-blk,id=e,node-name=a,allow-inactive=on,addr.type=unix,addr.path=DIR/s",
+    "--blockdev null-co,node-name=a --export vhost-user-blk,id=e,node-name=a,addr.type=unix,addr.path=DIR/s --export vhost-user-blk,id=e,node-name=a,addr.type=unix,addr.path=DIR/t",
+    "--blockdev null-co,node-name=a --pidfile DIR/none/p",
+    "--blockdev null-co,node-name=a --pidfile DIR",
+    "--blockdev null-co,node-name=a --daemonize --pidfile DIR/none/p",
+    "--daemonize --blockdev nosuch",
+];
+
+fn run(program: &str, line: &str) -> Output {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let disk = std::fs::File::create(dir.path().join("disk")).expect("disk");
+    disk.set_len(1 << 20).expect("disk");
+    let dir_path = dir.path().to_str().expect("UTF-8");
+    let line = line.replace("DIR", dir_path);
+    let mut output = Command::new(program)
+        .args(line.split(' '))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run {program}: {error}"));
+    let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+    let stderr = stderr.replace(dir_path, "DIR");
+    output.stderr = stderr.replace(QSD, "virtioblkd").into_bytes();
+    output
+}
+
+#[test]
+fn failures_in_execution_are_told_in_the_words_of_qemu_storage_daemon() {
+    let mut differences = Vec::new();
+    for line in LINES {
+        let theirs = run(QSD, line);
+        let ours = run(env!("CARGO_BIN_EXE_virtioblkd"), line);
+        if (&theirs.stderr, theirs.status) != (&ours.stderr, ours.status) {
+            let text = |output: &Output| {
+                let stderr = String::from_utf8_lossy(&output.stderr);
+                format!("{} {stderr}", output.status)
+            };
+            differences.push(format!(
+                "{line}\n  QSD:  {}\n  ours: {}",
+                text(&theirs),
+                text(&ours)
+            ));
+        }
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
