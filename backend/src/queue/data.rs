@@ -30,7 +30,7 @@ const BATCH_MAX: usize = 128;
 const BURST_MIN: usize = 8;
 /// How long the first end of a burst may be kept back for the others. A slow disk's ends come one by one after that, so
 /// that the guest can follow up.
-const BURST_PATIENCE_NS: u64 = 200_000;
+const BURST_PATIENCE_NS: u64 = 2_000_000;
 
 /// One queue thread.
 #[derive(Debug)]

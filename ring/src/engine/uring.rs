@@ -31,6 +31,9 @@ pub enum Flavour {
 /// In order of preference; the choice is this one line.
 const FLAVOURS: [Flavour; 3] = [Flavour::DeferTaskrun, Flavour::CoopTaskrun, Flavour::Plain];
 
+/// Longer than anybody waits for an end; a wait that does end then is just made again.
+const FOR_EVER_NS: u64 = 3_600_000_000_000;
+
 /// What an eventfd is written to signal it once.
 static ONE: u64 = 1;
 
@@ -182,7 +185,9 @@ impl Uring {
             }
             Wait::Batch { count, patience_ns } if self.min_wait && count > 1 => {
                 let patience_us = (patience_ns / 1000).clamp(1, u64::from(u32::MAX)) as u32;
-                let args = SubmitArgs::new().min_wait_usec(patience_us);
+                // Without a longer timeout beside it, the kernel takes the patience for the whole wait.
+                let spec = timespec(FOR_EVER_NS);
+                let args = SubmitArgs::new().min_wait_usec(patience_us).timespec(&spec);
                 submitter.submit_with_args(count as usize, &args)
             }
             Wait::Batch { .. } => submitter.submit_and_wait(1),
