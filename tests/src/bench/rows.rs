@@ -76,18 +76,13 @@ const DIRECT_URING: &str = "cache.direct=on,aio=io_uring";
 const DIRECT_NATIVE: &str = "cache.direct=on,aio=native";
 const NULL_BYTES: u64 = 1 << 40;
 
-fn ours(node: Node, file_options: &'static str, queues: u16) -> Contender {
+fn ours(name: &'static str, node: Node, file_options: &'static str, queues: u16) -> Contender {
     let disk = Disk {
         node,
         file_options,
         export_options: "",
         read_only: false,
         arguments: vec![],
-    };
-    let name = if queues == 1 {
-        "virtioblkd"
-    } else {
-        "virtioblkd, 4 queues"
     };
     Contender::Backend {
         name,
@@ -134,10 +129,10 @@ fn random_4k(depth: u16, direction: Direction, disk_bytes: u64) -> Load {
 fn plans(file: &Path, file_bytes: u64) -> Vec<Plan> {
     let null = || Node::Null(NULL_BYTES);
     let disk = || Node::File(file.to_owned());
-    let nulls = || vec![ours(null(), "", 1), qsd("QSD", null(), "", 1)];
+    let nulls = || vec![ours("virtioblkd", null(), "", 1), qsd("QSD", null(), "", 1)];
     let direct = || {
         vec![
-            ours(disk(), DIRECT_URING, 1),
+            ours("virtioblkd", disk(), DIRECT_URING, 1),
             qsd("QSD io_uring", disk(), DIRECT_URING, 1),
             qsd("QSD native", disk(), DIRECT_NATIVE, 1),
             Contender::Fio {
@@ -145,11 +140,11 @@ fn plans(file: &Path, file_bytes: u64) -> Vec<Plan> {
             },
         ]
     };
-    let four = |node: &dyn Fn() -> Node| {
+    let four = |node: &dyn Fn() -> Node, qsd_options| {
         vec![
-            ours(node(), "", 4),
-            qsd("QSD, 4 queues", node(), "", 4),
-            ours(node(), "", 1),
+            ours("virtioblkd, 4 queues", node(), "", 4),
+            qsd("QSD, 4 queues", node(), qsd_options, 4),
+            ours("virtioblkd, 1 queue", node(), "", 1),
         ]
     };
     let (read, write) = (Direction::Read, Direction::Write);
@@ -208,19 +203,22 @@ fn plans(file: &Path, file_bytes: u64) -> Vec<Plan> {
         plan(
             "null 4k QD64 per queue, two CPUs",
             random_4k(64, read, NULL_BYTES),
-            four(&null),
+            four(&null, ""),
             both,
         ),
         plan(
             "page cache 4k QD32 per queue, two CPUs",
             random_4k(32, read, file_bytes),
-            four(&disk),
+            four(&disk, "aio=io_uring"),
             both,
         ),
         plan(
             "page cache 4k QD32, one CPU",
             random_4k(32, read, file_bytes),
-            vec![ours(disk(), "", 1), qsd("QSD", disk(), "aio=io_uring", 1)],
+            vec![
+                ours("virtioblkd", disk(), "", 1),
+                qsd("QSD", disk(), "aio=io_uring", 1),
+            ],
             one,
         ),
         plan(
@@ -335,7 +333,7 @@ fn count_enters(entrant: &mut Entrant, plan: &Plan) -> io::Result<Option<f64>> {
     let trace = Trace::attach(daemon.pid(), &["io_uring_enter", "io_submit"])?;
     let outcome = load::run(guest, plan.load, Duration::from_millis(300))?;
     Ok(Some(
-        trace.finish()? as f64 / outcome.requests.max(1) as f64,
+        trace.finish()?.len() as f64 / outcome.requests.max(1) as f64,
     ))
 }
 
@@ -359,7 +357,7 @@ pub fn idle(effort: &Effort, file: &Path) -> io::Result<Vec<Idle>> {
     pin_self(&[0, 1])?;
     let node = || Node::File(file.to_owned());
     let pair = [
-        ours(node(), DIRECT_URING, 1),
+        ours("virtioblkd", node(), DIRECT_URING, 1),
         qsd("QSD io_uring", node(), DIRECT_URING, 1),
     ];
     pair.iter()

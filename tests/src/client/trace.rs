@@ -48,14 +48,14 @@ impl Trace {
         Ok(())
     }
 
-    /// Lets go and says how many of the calls there were.
-    pub fn finish(mut self) -> io::Result<u64> {
+    /// Lets go and says what calls there were, one line each, as strace writes them.
+    pub fn finish(mut self) -> io::Result<Vec<String>> {
         self.interrupt()?;
         let log = fs::read_to_string(self.dir.path().join("log"))?;
-        Ok(log
+        let calls = log
             .lines()
-            .filter(|line| line.contains('(') && !line.contains(" resumed>"))
-            .count() as u64)
+            .filter(|line| line.contains('(') && !line.contains(" resumed>"));
+        Ok(calls.map(str::to_owned).collect())
     }
 
     fn interrupt(&mut self) -> io::Result<()> {
