@@ -104,6 +104,26 @@ fn a_socket_that_the_service_manager_passed_is_listened_at() {
 }
 
 #[test]
+fn a_listening_descriptor_is_one_for_an_export_too() {
+    let place = Place::new();
+    let socket = place.path("s");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let mut arguments = words(NULL);
+    arguments.extend(words(
+        "--export vhost-user-blk,id=e,node-name=n,addr.type=fd,addr.str=3",
+    ));
+    let process = Start::new(arguments)
+        .with_third(listener.into(), "")
+        .ready();
+    for _ in 0..2 {
+        let mut guest = Guest::start(&socket, Setup::default()).unwrap();
+        read_one(&mut guest);
+    }
+    process.stop();
+    assert!(socket.exists(), "it is not ours");
+}
+
+#[test]
 fn a_socket_passed_to_another_process_is_not_taken() {
     let place = Place::new();
     let listener = UnixListener::bind(place.path("s")).unwrap();

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tests::client::blk::{OK, Request};
 use tests::client::guest::{Guest, Setup};
 use tests::client::pattern::{Model, pattern};
@@ -160,7 +161,7 @@ fn out_of_descriptors_a_front_end_waits_and_nobody_spins() {
     super::support::until("it says that it cannot", || !process.stderr().is_empty());
     let trace = Trace::attach(pid, &["epoll_wait", "epoll_pwait", "accept4"]).unwrap();
     thread::sleep(Duration::from_secs(2));
-    let calls = trace.finish().unwrap();
+    let calls = trace.finish().unwrap().len();
     println!("{calls} calls of epoll_wait and accept in two seconds");
     assert!(calls < 40, "{calls} calls");
     exercise(&mut guest, &mut model);
@@ -171,4 +172,25 @@ fn out_of_descriptors_a_front_end_waits_and_nobody_spins() {
     drop((guest, second));
     let said = process.stop();
     assert_eq!(said.lines().count(), 1, "{said}");
+}
+
+#[test]
+fn stopped_and_continued_it_goes_on() {
+    let (place, mut model) = (Place::new(), Model::new(DISK_BYTES).unwrap());
+    let mut arguments = file("f", &model.path, "");
+    arguments.extend(export("e", "f", &place.path("s"), ""));
+    let process = Start::new(arguments).ready();
+    let mut guest = Guest::start(&place.path("s"), Setup::default()).unwrap();
+    for _ in 0..3 {
+        process.signal(Signal::STOP);
+        let state = || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid())).unwrap();
+            stat.rsplit(") ").next().unwrap().starts_with('T')
+        };
+        super::support::until("it stands still", state);
+        process.signal(Signal::CONT);
+        exercise(&mut guest, &mut model);
+    }
+    drop(guest);
+    assert_eq!(process.stop(), "");
 }
