@@ -51,6 +51,15 @@ fn show(text: &str) -> Result<ExitCode, String> {
     }
 }
 
+/// An error and what caused it, in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes
+        .map(|cause| cause.to_string())
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
 /// Log lines go to stderr: warnings and worse, or what `VIRTIOBLKD_LOG` asks for.
 fn log_to_stderr() {
     let filter =
@@ -98,7 +107,7 @@ fn start_and_serve(
     let served = serve(&mut daemon, signals)
         .map(drop)
         .map_err(|e| e.to_string());
-    let ended = daemon.shut_down().map_err(|e| e.to_string());
+    let ended = daemon.shut_down().map_err(|e| with_causes(&e));
     drop(pidfile);
     served.and(ended).map(|()| ExitCode::SUCCESS)
 }

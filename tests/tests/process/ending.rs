@@ -2,6 +2,10 @@
 
 use std::fs;
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tests::client::blk::{OK, Request, UNTOUCHED};
@@ -51,7 +55,7 @@ fn each_signal_drains_what_is_in_flight_and_leaves_no_files() {
         let mut guest = Guest::start(&socket, Setup::default()).unwrap();
         let pending = offer_writes(&mut guest);
         wait_taken(&guest, 0, WRITES as u16);
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         process.signal(signal);
         let status = process.wait();
         println!("{signal:?}: ended after {:?}", begun.elapsed());
@@ -184,4 +188,40 @@ fn a_second_signal_changes_nothing() {
     process.signal(Signal::INT);
     assert!(process.wait().success(), "{}", process.stderr());
     assert_all_done(&mut guest, &pending, &disk);
+}
+
+#[test]
+fn guests_that_never_stop_asking_do_not_hold_up_the_end() {
+    let place = super::support::Place::new();
+    let (disk, socket) = (place.disk("d", 8 << 20), place.path("s"));
+    let mut arguments = file("f", &disk, "");
+    arguments.extend(export("e", "f", &socket, ""));
+    let mut process = Start::new(arguments).ready();
+    let setup = Setup {
+        queues: 4,
+        ..Setup::default()
+    };
+    let mut guest = Guest::start(&socket, setup).unwrap();
+    let asked = Arc::new(AtomicU64::new(0));
+    let counter = asked.clone();
+    let asking = thread::spawn(move || {
+        loop {
+            for queue in 0..4 {
+                let pending = guest.add(queue, &Request::read(0, 4096));
+                guest.submit(queue);
+                let until = Instant::now() + Duration::from_millis(500);
+                // Once the daemon is gone, nobody answers.
+                if guest.finish_until(queue, pending, until).is_err() {
+                    return;
+                }
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    until("many requests have been served", || {
+        asked.load(Ordering::Relaxed) > 1000
+    });
+    process.signal(Signal::TERM);
+    assert!(process.wait().success(), "{}", process.stderr());
+    asking.join().unwrap();
 }
