@@ -17,6 +17,7 @@ pub mod memory;
 pub mod pattern;
 pub mod ring;
 pub mod starter;
+pub mod thread;
 pub mod trace;
 pub mod wire;
 

@@ -1,0 +1,156 @@
+//! A mapped request allocates nothing: counted in the allocator, over the data loop, the lane, the walk and the ring, once
+//! each has met as many requests as there are at a time. In a binary of its own, for the allocator is.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use blockgraph::driver::file::{Cache, FileKind, FileOptions, Flushes, Locking, OpenMode};
+use blockgraph::driver::null::Reads;
+use blockgraph::graph::Common;
+use blockgraph::graph::open::{Child, DriverSpec, FileSpec, NodeSpec, NullKind, NullSpec};
+use blockgraph::node::Engine;
+use ring::{Choice, Ring};
+use tests::client::thread::{Desk, desk};
+
+struct Counting;
+
+static COUNTS: AtomicBool = AtomicBool::new(false);
+static COUNT: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// The guest's own thread may allocate as it likes.
+    static EXEMPT: Cell<bool> = const { Cell::new(false) };
+}
+
+fn note() {
+    if COUNTS.load(Ordering::Relaxed) && !EXEMPT.get() {
+        COUNT.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: every call goes to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        note();
+        // SAFETY: the caller's contract is the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        note();
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        note();
+        // SAFETY: as above.
+        unsafe { System.realloc(ptr, layout, new_size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const IN: u32 = 0;
+const OUT: u32 = 1;
+const FLUSH: u32 = 4;
+const BATCH: u64 = 32;
+
+fn spec(driver: DriverSpec) -> NodeSpec {
+    NodeSpec {
+        name: None,
+        common: Common::default(),
+        driver,
+    }
+}
+
+fn null(reads: Reads) -> NodeSpec {
+    spec(DriverSpec::Null(NullSpec {
+        kind: NullKind::Co,
+        size_bytes: 64 << 20,
+        reads,
+        latency_ns: 0,
+    }))
+}
+
+fn file(path: &std::path::Path) -> NodeSpec {
+    let options = FileOptions {
+        filename: path.to_owned(),
+        kind: FileKind::Regular,
+        mode: OpenMode::ReadWrite,
+        cache: Cache::Page,
+        flushes: Flushes::Sync,
+        locking: Locking::Off,
+        engine: Engine::Any,
+    };
+    spec(DriverSpec::File(FileSpec { options }))
+}
+
+fn delayed_by_nothing(below: NodeSpec) -> NodeSpec {
+    spec(DriverSpec::Delay {
+        file: Child::Inline(Box::new(below)),
+        latency_ns: 0,
+    })
+}
+
+/// Batches of reads and writes of many sizes, each as `tail` of the batch says.
+fn batches(desk: &mut Desk, count: u64) {
+    for batch in 0..count {
+        for slot in 0..BATCH {
+            let len_bytes = 512 << (slot % 6);
+            let kind = if (slot + batch) % 3 == 0 { OUT } else { IN };
+            desk.offer(slot, kind, slot * 128, len_bytes);
+        }
+        desk.finish(BATCH as usize);
+        (0..BATCH).for_each(|slot| assert_eq!(desk.status(slot), 0));
+    }
+}
+
+fn allocations(work: impl FnOnce()) -> u64 {
+    let before = COUNT.load(Ordering::Relaxed);
+    COUNTS.store(true, Ordering::Relaxed);
+    work();
+    COUNTS.store(false, Ordering::Relaxed);
+    COUNT.load(Ordering::Relaxed) - before
+}
+
+/// One test, as the count is the process's.
+#[test]
+fn a_mapped_request_allocates_nothing_after_warm_up() {
+    EXEMPT.set(true);
+    if let Err(error) = Ring::new(Choice::Uring(None)) {
+        // The pool of threads queues jobs in lists, and promises nothing.
+        println!("not tested: io_uring is refused ({error})");
+        return;
+    }
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(64 << 20).unwrap();
+    let nodes = [
+        ("null", null(Reads::Untouched)),
+        ("null, zeroes", null(Reads::Zeroes)),
+        ("a file", file(image.path())),
+        ("a file under a filter", delayed_by_nothing(file(image.path()))),
+    ];
+    for (name, node) in nodes {
+        let mut desk = desk(Choice::Uring(None), node);
+        desk.start();
+        batches(&mut desk, 20);
+        let counted = allocations(|| batches(&mut desk, 100));
+        assert_eq!(counted, 0, "{name}: allocations in 3200 mapped requests");
+        // The counter counts: a flush is served, by a task that is allocated.
+        let flushed = allocations(|| {
+            desk.offer(0, FLUSH, 0, 0);
+            desk.finish(1);
+        });
+        assert!(flushed > 0, "{name}: the test must test something");
+        assert!(desk.crew.stop(0).is_some());
+    }
+}
