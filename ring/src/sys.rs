@@ -17,6 +17,12 @@ pub fn eventfd() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Has a write beyond RLIMIT_FSIZE fail with EFBIG. The default of SIGXFSZ is to kill the whole process.
+pub fn survive_file_size_limit() {
+    // SAFETY: ignoring a signal needs no handler.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// Waits until a descriptor is ready or `timeout_ms` (-1: for ever) has passed; fills in `revents`.
 pub fn poll(fds: &mut [libc::pollfd], timeout: Option<std::time::Duration>) -> io::Result<usize> {
     let spec = timeout.map(|t| libc::timespec {

@@ -119,6 +119,7 @@ pub(super) struct Worker {
 impl Worker {
     /// Errors: out of threads or descriptors, or io_uring refused where it is insisted on.
     pub(super) fn spawn(name: String, options: WorkerOptions) -> io::Result<Worker> {
+        ring::sys::survive_file_size_limit();
         let inbox = Arc::new(Inbox::default());
         let (ready, is_ready) = channel();
         let its_inbox = inbox.clone();

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use tests::client::blk::{OK, Request};
+use tests::client::blk::{IOERR, OK, Request};
 use tests::client::guest::{Guest, Setup};
 use tests::client::pattern::{Model, pattern};
 use tests::client::trace::Trace;
@@ -193,4 +193,21 @@ fn stopped_and_continued_it_goes_on() {
     }
     drop(guest);
     assert_eq!(process.stop(), "");
+}
+
+/// The default action of SIGXFSZ is to kill: one write beyond `ulimit -f` and every disk of the process was gone.
+#[test]
+fn a_write_beyond_the_file_size_limit_fails_and_kills_nobody() {
+    for engine in ["", ",aio=threads"] {
+        let (place, model) = (Place::new(), Model::new(DISK_BYTES).unwrap());
+        let wrapper = "prlimit --fsize=1048576 --";
+        let process = serve(&model.path, engine, wrapper, &place);
+        let mut guest = Guest::start(&place.path("s"), Setup::default()).unwrap();
+        let beyond = Request::write(4096, pattern(1, 4096));
+        assert_eq!(guest.run(0, &beyond).unwrap().status, IOERR, "{engine}");
+        let within = Request::write(0, pattern(2, 4096));
+        assert_eq!(guest.run(0, &within).unwrap().status, OK, "{engine}");
+        drop(guest);
+        assert_eq!(process.stop(), "");
+    }
 }
