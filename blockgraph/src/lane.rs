@@ -291,6 +291,11 @@ impl Lane {
         self.thread.ring.borrow_mut().has_unsubmitted()
     }
 
+    /// True if a turn would hand something to the kernel; false for operations that wait for others to end.
+    pub fn has_pushed(&self) -> bool {
+        self.thread.ring.borrow_mut().has_pushed()
+    }
+
     fn drop_done(&mut self) {
         if self.next == self.done.len() {
             self.done.clear();

@@ -101,6 +101,51 @@ fn once_a_sync_failed_in_the_page_cache_every_flush_fails_and_direct_io_recovers
     }
 }
 
+/// The kernel tells of a lost write-back once for each open file: whoever syncs next hears of it, be it a write that is
+/// to be durable by itself. The flush after it succeeded, and said of other writes what was not so.
+#[test]
+fn a_write_through_that_heard_of_lost_data_fails_the_flushes_after_it() {
+    for (cache, after) in [(Cache::Page, Err(Errno::IO)), (Cache::Direct, Ok(()))] {
+        for mode in modes(8) {
+            let disk = disk(8, 1, Weather::CALM);
+            let fail = Rule::every(Act::Fail(libc::EIO)).kind(Op::WriteThrough);
+            disk.rule(fail.times(Times::Next(1)));
+            let (mut bench, node) = bench(&disk, cache, mode);
+            bench.write(node, 0, &[1; 512]).expect("written");
+            let mem = Mem::zeroed(512).expect("memory");
+            let through = Kind::Write(Durability::Through);
+            let told = bench.ask(node, through, span(4096, 512), &mem);
+            assert_eq!(told, Err(Errno::IO));
+            let flushed = bench.plain(node, Kind::Flush, span(0, 0));
+            assert_eq!(flushed, after, "{cache:?} {mode:?}");
+        }
+    }
+}
+
+#[test]
+fn a_range_that_cannot_be_zeroed_just_now_is_written_and_the_next_one_asked_again() {
+    for errno in [libc::EBUSY, libc::EINVAL] {
+        for mode in modes(7) {
+            let disk = disk(7, 4096, Weather::CALM);
+            for kind in [Op::Punch, Op::Zero] {
+                let refuse = Rule::every(Act::Refuse(errno)).kind(kind);
+                disk.rule(refuse.times(Times::Next(1)));
+            }
+            let (mut bench, node) = bench(&disk, Cache::Direct, mode);
+            for at in [0, 8192] {
+                bench.write(node, at, &[7; 4096]).expect("written");
+                let zero = Kind::WriteZeroes(Unmap::Allow, Durability::Cached);
+                assert_eq!(bench.plain(node, zero, span(at, 4096)), Ok(()));
+                assert_eq!(bench.read(node, at, 4096), vec![0; 4096]);
+            }
+            let asked = disk.log().into_iter().filter(
+                |event| matches!(event, ring::sim::Event::Submitted(seen) if seen.kind == Op::Punch),
+            );
+            assert_eq!(asked.count(), 2, "{mode:?}");
+        }
+    }
+}
+
 #[test]
 fn a_failed_transfer_is_told_to_its_own_request_only() {
     for mode in modes(9) {

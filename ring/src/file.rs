@@ -3,7 +3,9 @@
 //! The rule: alignment is the file's property, learned once at open; the ring bounces memory that does not fit it, and
 //! refuses offsets that do not (those need a read-modify-write, which is its caller's business).
 
+use crate::op::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Names a file in a process; never reused while the file is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,6 +50,7 @@ pub struct File {
     fd: OwnedFd,
     align: Align,
     syncs: Syncs,
+    lost: AtomicBool,
 }
 
 impl File {
@@ -62,6 +65,7 @@ impl File {
                 offset_bytes: sane(align.offset_bytes),
             },
             syncs: Syncs::Asked,
+            lost: AtomicBool::new(false),
         }
     }
 
@@ -76,6 +80,20 @@ impl File {
     /// Are writes that must be durable written so?
     pub fn syncs(&self) -> Syncs {
         self.syncs
+    }
+
+    /// True once a write that was to be durable ended with EIO, on any ring. Such a write syncs the file, and the kernel
+    /// tells of a write-back that failed just once for each open file: a later sync may know nothing of it, though what
+    /// was lost may have been another's.
+    pub fn lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
+    /// Notes how a write that was to be durable ended. (ENOSPC mostly is this write's own, and may pass.)
+    pub(crate) fn note_end(&self, errno: Errno) {
+        if errno == Errno::IO {
+            self.lost.store(true, Ordering::Release);
+        }
     }
 
     /// Its name.

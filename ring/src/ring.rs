@@ -44,7 +44,7 @@ pub enum Choice {
 struct Known {
     target: Target,
     align: Align,
-    _open: Arc<File>,
+    open: Arc<File>,
 }
 
 /// The ring of one thread.
@@ -121,7 +121,7 @@ impl Ring {
                     syncs: file.syncs(),
                 },
                 align: file.align(),
-                _open: file.clone(),
+                open: file.clone(),
             });
         }
     }
@@ -166,10 +166,17 @@ impl Ring {
             }
             _ => return,
         };
-        if self.engine.push(step, NOBODY).is_err() {
-            self.submit();
-            // The queue was just emptied; if the kernel took nothing, it is out of memory and so is everybody's luck.
-            let _ = self.engine.push(step, NOBODY);
+        if self.engine.push(step, NOBODY).is_ok() {
+            return;
+        }
+        self.submit();
+        if self.engine.push(step, NOBODY).is_ok() {
+            return;
+        }
+        // The kernel takes nothing now, for want of memory. A signal must not be lost, or its reader waits for ever; what
+        // should have been cancelled ends by itself.
+        if let Op::Signal { fd } = op {
+            crate::sys::signal(fd);
         }
     }
 
@@ -218,6 +225,11 @@ impl Ring {
     /// True if a turn would find something without waiting; no system call.
     pub fn has_news(&mut self) -> bool {
         !self.reports.is_empty() || self.engine.has_news()
+    }
+
+    /// True if a turn would hand something to the kernel: as [`Ring::has_unsubmitted`], but for what waits for others to end.
+    pub fn has_pushed(&mut self) -> bool {
+        self.engine.has_unsubmitted()
     }
 
     /// True if operations were started that only the next turn hands to the kernel.
@@ -369,9 +381,15 @@ impl Ring {
             Op::Read { file, .. } | Op::Write { file, .. } => {
                 let known = self.files.get(file.0 as usize).and_then(Option::as_ref);
                 let align = known.map_or(Align::NONE, |known| known.align);
+                let through = is_through(slot.op);
                 match transfer::judge(slot, align, report.result) {
                     Verdict::Again => return self.again(id, out),
-                    Verdict::Over(result) => result,
+                    Verdict::Over(result) => {
+                        if let (Err(errno), true, Some(known)) = (result, through, known) {
+                            known.open.note_end(errno);
+                        }
+                        result
+                    }
                 }
             }
             _ => match transfer::judge(slot, Align::NONE, report.result) {
@@ -445,11 +463,17 @@ impl Drop for Ring {
         }
         while !self.slots.busy().is_empty() {
             if self.turn(Wait::One, &mut ends).is_err() {
-                // The ring itself is gone, and the kernel with it.
+                // The ring is lost, but the kernel may still be at work: its memory is never used for anything else.
+                std::mem::forget(std::mem::replace(&mut self.slots, Slots::new(0)));
                 return;
             }
         }
     }
+}
+
+fn is_through(op: Op) -> bool {
+    let through = Durability::Through;
+    matches!(op, Op::Write { durability, .. } if durability == through)
 }
 
 enum Launch {

@@ -134,6 +134,9 @@ impl FileDriver {
         if failed != 0 {
             return Err(Errno(failed));
         }
+        if self.parts.cache == Cache::Page && self.parts.file.lost() {
+            return Err(Errno::IO);
+        }
         let file = self.parts.file.id();
         let level = SyncLevel::Data;
         let outcome = io.file(Op::Sync { file, level }, ring::Mem::none()).await;

@@ -134,6 +134,8 @@ async fn try_once(io: &Io, unknown: &AtomicBool, op: Op) -> Result<Tried, Errno>
             unknown.store(true, Ordering::Relaxed);
             Ok(Tried::Unknown)
         }
+        // Not this range, or not now: another holds the device (EBUSY), or the file system has rules of its own.
+        Err(Errno(libc::EBUSY | libc::EINVAL)) => Ok(Tried::Unknown),
         Err(errno) => Err(errno),
     }
 }
