@@ -50,6 +50,8 @@ pub(crate) struct Slot {
     pub spec: io_uring::types::Timespec,
     /// Somebody asked that it end early: no further step is begun.
     pub cancelled: bool,
+    /// How often in a row the kernel could not do the current step just now.
+    pub refusals: u32,
 }
 
 #[derive(Debug)]
@@ -74,6 +76,7 @@ impl Slots {
             keep: None,
             spec: io_uring::types::Timespec::new(),
             cancelled: false,
+            refusals: 0,
         };
         Slots {
             all: (0..count).map(|_| slot()).collect(),
@@ -95,6 +98,7 @@ impl Slots {
         entry.done_bytes = 0;
         entry.len_bytes = 0;
         entry.cancelled = false;
+        entry.refusals = 0;
         entry.segs.clear();
         let generation = entry.generation;
         Some(OpId { slot, generation })
@@ -130,7 +134,22 @@ impl Slots {
         entry.owner = Owner::Orphan;
         entry.keep = None;
         entry.bounce = None;
+        trim(&mut entry.segs);
+        trim(&mut entry.wire);
         self.free.push(slot);
+    }
+}
+
+/// A list of segments keeps its capacity from one operation to the next up to this many, which is more than guests need;
+/// else one that asks for the longest lists once would hold their memory for ever.
+const SEGS_KEPT_MAX: usize = 256;
+
+/// Empties a list that is to be used again.
+#[inline]
+pub(crate) fn trim(segs: &mut Vec<Seg>) {
+    segs.clear();
+    if segs.capacity() > SEGS_KEPT_MAX {
+        segs.shrink_to(SEGS_KEPT_MAX);
     }
 }
 
@@ -146,6 +165,31 @@ impl OpId {
         OpId {
             slot: user_data as u32,
             generation: (user_data >> 32) as u32,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Mem;
+
+    /// Every slot kept the longest lists it had ever seen, and a guest chooses their lengths.
+    #[test]
+    fn a_slot_keeps_the_memory_of_usual_lists_and_not_of_long_ones() {
+        let seg = Mem::zeroed(1).expect("memory").segs().next().expect("one");
+        let mut slots = Slots::new(1);
+        for (len, kept) in [(130, 130..=256), (4096, 0..=256)] {
+            let id = slots
+                .take(Op::Timeout { ns: 0 }, Owner::Orphan)
+                .expect("free");
+            let slot = slots.get(id.slot);
+            slot.segs.extend(std::iter::repeat_n(seg, len));
+            slot.wire.extend(std::iter::repeat_n(seg, len));
+            slots.release(id.slot);
+            let slot = slots.get(id.slot);
+            assert!(kept.contains(&slot.segs.capacity()), "{len}");
+            assert!(kept.contains(&slot.wire.capacity()), "{len}");
         }
     }
 }

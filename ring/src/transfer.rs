@@ -13,6 +13,10 @@ const SEGS_MAX: usize = 1024;
 /// Nor more bytes at once (MAX_RW_COUNT, less a page).
 const STEP_BYTES_MAX: usize = 0x7fff_e000;
 
+/// So often in a row the kernel may have no memory or worker to spare (EAGAIN) before that is an error: a second or so.
+/// Without an end, a request that never goes through would keep its thread busy and its ring from stopping.
+const REFUSALS_MAX: u32 = 100_000;
+
 /// What a report on a step means.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -97,10 +101,15 @@ pub(crate) fn judge(slot: &mut Slot, align: Align, result: i32) -> Verdict {
     if result < 0 {
         return match -result {
             // The kernel could not do it just now: it keeps its place and goes again.
-            libc::EINTR | libc::EAGAIN => Verdict::Again,
+            libc::EINTR => Verdict::Again,
+            libc::EAGAIN if slot.refusals < REFUSALS_MAX => {
+                slot.refusals += 1;
+                Verdict::Again
+            }
             errno => Verdict::Over(Err(Errno(errno))),
         };
     }
+    slot.refusals = 0;
     match slot.op {
         Op::Read { at, .. } => judge_read(slot, at, align, result as usize),
         Op::Write { .. } => judge_write(slot, result as usize),

@@ -39,6 +39,16 @@ fn short_transfers_through_a_bounce_buffer_are_finished() {
     assert_eq!(disk.count(), 64);
 }
 
+/// Retried for ever, such a transfer kept its thread busy and its ring from ever stopping.
+#[test]
+fn a_transfer_the_kernel_never_has_the_means_for_ends_with_an_error() {
+    let (mut rig, disk) = calm(&[1; 4096], Cache::Page);
+    disk.rule(Rule::every(Act::Refuse(libc::EAGAIN)));
+    assert_eq!(rig.write(0, &[2; 512]), Err(Errno(libc::EAGAIN)));
+    disk.clear_rules();
+    assert_eq!(rig.write(0, &[2; 512]), Ok(()));
+}
+
 #[test]
 fn interruptions_are_nobodys_business() {
     for errno in [libc::EINTR, libc::EAGAIN] {

@@ -137,7 +137,10 @@ fn a_mapped_request_allocates_nothing_after_warm_up() {
         ("null", null(Reads::Untouched)),
         ("null, zeroes", null(Reads::Zeroes)),
         ("a file", file(image.path())),
-        ("a file under a filter", delayed_by_nothing(file(image.path()))),
+        (
+            "a file under a filter",
+            delayed_by_nothing(file(image.path())),
+        ),
     ];
     for (name, node) in nodes {
         let mut desk = desk(Choice::Uring(None), node);

@@ -29,7 +29,9 @@ fn a_ring_whose_kicks_cannot_be_heard_ends_its_session_instead_of_going_deaf() {
     // epoll takes no regular files, so listening to this one fails as listening to an eventfd would without memory.
     let deaf = tempfile::tempfile().unwrap();
     desk.start_with(deaf.into());
-    desk.front.set_read_timeout(Some(tests::client::patience())).unwrap();
+    desk.front
+        .set_read_timeout(Some(tests::client::patience()))
+        .unwrap();
     let read = desk.front.read(&mut [0; 1]);
     assert_eq!(read.unwrap(), 0, "the session was given up");
     assert!(desk.crew.stop(0).is_some(), "and drains as ever");

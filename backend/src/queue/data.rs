@@ -13,7 +13,7 @@ use blockgraph::{Event, Kind, Lane, Span, Started};
 use ring::vring::{Chain, Pending, Popped};
 use ring::{Op, Wait};
 use std::collections::VecDeque;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
@@ -25,6 +25,10 @@ const CLASS: u64 = 3 << 61;
 
 /// Chains popped from one ring before the next has its turn.
 const BATCH_MAX: usize = 128;
+
+/// Data of chains popped from one ring before the next, and whoever gives commands, has its turn: filling guest memory
+/// with zeroes, or looking for them, is done on this thread.
+const BATCH_BYTES_MAX: u64 = 64 << 20;
 
 /// So many requests at once are a burst.
 const BURST_MIN: usize = 8;
@@ -80,8 +84,7 @@ impl DataLoop {
     pub(super) fn run(mut self) {
         let bell = self.lane.ring().borrow_mut().bell();
         let fd = bell.as_raw_fd();
-        let ring = self.lane.ring().clone();
-        ring.borrow_mut().start(Op::Poll { fd }, &[], 0, 0, BELL);
+        self.listen_for_commands(fd);
         self.obey(&bell);
         while !self.exit {
             let wait = self.rest();
@@ -100,7 +103,7 @@ impl DataLoop {
                 self.old_calls.clear();
             }
             self.lane.begin_batch();
-            let commands = self.take_events();
+            let commands = self.take_events(fd);
             self.retry_stalled();
             self.pop_all();
             self.publish_all();
@@ -112,13 +115,18 @@ impl DataLoop {
         }
     }
 
+    fn listen_for_commands(&mut self, fd: RawFd) {
+        let mut ring = self.lane.ring().borrow_mut();
+        ring.start(Op::Poll { fd }, &[], 0, 0, BELL);
+    }
+
     /// Decides how long to wait; kicks are on when it says to sleep.
     fn rest(&mut self) -> Wait {
         if self.lane.has_news() || self.has_work() {
             return Wait::Not;
         }
         if self.poller.is_open(self.burst) {
-            if self.lane.has_unsubmitted() {
+            if self.lane.has_pushed() {
                 // What was begun must be under way before its end is looked for: a turn that does not wait, and here again.
                 return Wait::Not;
             }
@@ -126,9 +134,11 @@ impl DataLoop {
                 poller,
                 lane,
                 guests,
+                stalled,
                 ..
             } = self;
-            if poller.poll(|| lane.has_news() || any_work(guests)) {
+            // What is stalled waits for ends alone: until then, new chains are no news.
+            if poller.poll(|| lane.has_news() || (stalled.is_empty() && any_work(guests))) {
                 self.burst = 0;
                 return Wait::Not;
             }
@@ -161,21 +171,34 @@ impl DataLoop {
     }
 
     /// Takes what the turn brought; true if the bell was among it.
-    fn take_events(&mut self) -> bool {
+    fn take_events(&mut self, bell_fd: RawFd) -> bool {
         let mut bell = false;
         while let Some(event) = self.lane.take() {
             match event {
                 Event::Finished { token, outcome } => self.part_done(token as u32, outcome.into()),
-                Event::Signal { token, .. } if token & CLASS == BELL => bell = true,
-                Event::Signal { token, result } => {
-                    // A kick: its ring is looked at like all others. An end: the eventfd may go.
+                Event::Signal { token, result } if token & CLASS == BELL => {
+                    bell = true;
                     if result.is_err() {
-                        self.retired.retain(|(retired, _)| *retired != token);
+                        self.listen_for_commands(bell_fd);
                     }
                 }
+                // A kick: its ring is looked at like all others.
+                Event::Signal { result: Ok(()), .. } => {}
+                Event::Signal { token, .. } => self.poll_ended(token),
             }
         }
         bell
+    }
+
+    /// A poll for kicks is over. If it was to be, its eventfd may go.
+    fn poll_ended(&mut self, token: u64) {
+        self.retired.retain(|(retired, _)| *retired != token);
+        let current = self.poll_tokens.iter().position(|t| *t == token);
+        if let Some(Some(guest)) = current.and_then(|at| self.guests.get_mut(at))
+            && guest.is_armed()
+        {
+            guest.go_deaf();
+        }
     }
 
     /// Pops every ring until all are empty or the kernel's ring is full.
@@ -192,8 +215,9 @@ impl DataLoop {
         {
             guest.vring.hush();
         }
+        let mut bytes = 0;
         for _ in 0..BATCH_MAX {
-            if !self.stalled.is_empty() {
+            if !self.stalled.is_empty() || bytes > BATCH_BYTES_MAX {
                 return;
             }
             let Some(guest) = self.guests[at].as_mut() else {
@@ -203,8 +227,12 @@ impl DataLoop {
                 return;
             }
             let slot = self.free.pop().unwrap_or_else(|| grow(&mut self.slots));
-            match guest.vring.pop(&mut self.slots[slot as usize].chain) {
-                Ok(Popped::Chain) => self.begin(at, slot),
+            let chain = &mut self.slots[slot as usize].chain;
+            match guest.vring.pop(chain) {
+                Ok(Popped::Chain) => {
+                    bytes += chain.readable_bytes + chain.writable_bytes;
+                    self.begin(at, slot);
+                }
                 Ok(Popped::Empty) => return self.free.push(slot),
                 Err(error) => {
                     guest.break_down(&error);
@@ -322,6 +350,7 @@ impl DataLoop {
         if let Some(guest) = &mut self.guests[slot.guest] {
             guest.answer(slot.chain.head, used_bytes);
         }
+        slot.chain.trim();
         self.free.push(index);
     }
 
@@ -348,13 +377,16 @@ impl DataLoop {
         let Some(mut guest) = self.guests[at].take() else {
             return;
         };
+        let armed = guest.is_armed();
         guest.disarm(self.lane.ring(), None);
         // The last signal leaves before whoever stops the ring is told, and by its own descriptor, not by what the number
         // means next.
         self.lane.ring().borrow_mut().submit();
         self.old_calls.extend(guest.set_call(None));
         let life = std::mem::replace(&mut guest.life, Life::Broken);
-        self.retired.push((self.poll_tokens[at], guest.into_kick()));
+        if armed {
+            self.retired.push((self.poll_tokens[at], guest.into_kick()));
+        }
         if let Life::Stopping(done) = life {
             // Whoever asked may have given up waiting.
             let _ = done.send(Some(stop));
@@ -418,6 +450,9 @@ impl DataLoop {
         self.poll_tokens[at] = token;
         if let Some(guest) = &mut self.guests[at] {
             guest.arm(self.lane.ring(), token);
+            if !guest.is_armed() {
+                guest.go_deaf();
+            }
         }
     }
 
@@ -444,9 +479,12 @@ impl DataLoop {
         let Some((at, guest)) = self.find(key) else {
             return;
         };
+        let armed = guest.is_armed();
         let old = guest.disarm(&ring, Some(kick));
-        let token = self.poll_tokens[at];
-        self.retired.extend(old.map(|fd| (token, fd)));
+        if armed {
+            let token = self.poll_tokens[at];
+            self.retired.extend(old.map(|fd| (token, fd)));
+        }
         self.arm(at);
     }
 

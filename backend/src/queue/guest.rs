@@ -73,6 +73,17 @@ impl Guest {
         self.poll = ring.borrow_mut().start(Op::Poll { fd }, &[], 0, 0, token);
     }
 
+    /// True if kicks are heard.
+    pub(super) fn is_armed(&self) -> bool {
+        self.poll.is_some()
+    }
+
+    /// Kicks cannot be heard any more: a guest would wait for ever, so the session ends.
+    pub(super) fn go_deaf(&mut self) {
+        self.poll = None;
+        self.link.fail("the kicks of a virtqueue cannot be heard");
+    }
+
     /// Listens no longer. The eventfd is given back, to be kept until the poll has ended.
     pub(super) fn disarm(&mut self, ring: &Handle, next: Option<OwnedFd>) -> Option<OwnedFd> {
         if let Some(target) = self.poll.take() {

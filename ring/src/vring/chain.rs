@@ -41,6 +41,14 @@ impl Chain {
         Chain::default()
     }
 
+    /// Forgets the segments, and the capacity of lists longer than guests usually ask for. For a chain that waits to be
+    /// used again.
+    #[inline]
+    pub fn trim(&mut self) {
+        crate::slots::trim(&mut self.readable);
+        crate::slots::trim(&mut self.writable);
+    }
+
     /// Forgets what it held and keeps the capacity.
     #[inline]
     pub fn clear(&mut self) {
