@@ -105,6 +105,13 @@ pub(crate) fn epoll_take(epoll: &OwnedFd, events: &mut [libc::epoll_event]) -> i
     usize::try_from(ready).map_err(|_| io::Error::last_os_error())
 }
 
+/// How many CPUs the machine has running; 1 if it does not say.
+pub fn cpus_online() -> usize {
+    // SAFETY: no pointer is passed.
+    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    usize::try_from(count).unwrap_or(1).max(1)
+}
+
 /// Signals as a descriptor to poll instead of handlers.
 #[derive(Debug)]
 pub struct Signals(std::fs::File);

@@ -30,6 +30,8 @@ impl Team {
     /// The thread with the fewest rings, or a new one while there may be more. Errors: as [`Worker::spawn`].
     fn pick(&self) -> std::io::Result<Arc<Worker>> {
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that lost its ring serves nobody any more.
+        workers.retain(|worker| !worker.is_gone());
         let rings = |worker: &Arc<Worker>| worker.rings.load(Ordering::Relaxed);
         let least = workers.iter().min_by_key(|worker| rings(worker)).cloned();
         match least {
@@ -112,5 +114,31 @@ impl Crew {
 
     fn rings(&self) -> std::sync::MutexGuard<'_, Vec<Option<Started>>> {
         self.started.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockgraph::Mode;
+    use ring::Choice;
+
+    #[test]
+    fn a_thread_that_is_gone_is_replaced() {
+        let options = WorkerOptions {
+            current: Arc::default(),
+            epochs: Arc::default(),
+            engine: Choice::Threads,
+            poll_max_ns: 0,
+            mode: Mode::Fast,
+        };
+        let team = Team::new("team", 1, options);
+        let first = team.pick().unwrap();
+        assert!(Arc::ptr_eq(&first, &team.pick().unwrap()));
+        first.tell(Command::Exit);
+        while !first.is_gone() {
+            std::thread::yield_now();
+        }
+        assert!(!Arc::ptr_eq(&first, &team.pick().unwrap()));
     }
 }

@@ -2,7 +2,7 @@
 //! waste everywhere else.
 //!
 //! The rule: the window grows while news keeps coming soon after we slept, shrinks to nothing when it does not, and
-//! never opens when requests come in bursts or the process has one CPU. An idle thread sleeps for good.
+//! never opens when requests come in bursts or the machine has one CPU. An idle thread sleeps for good.
 
 use std::time::{Duration, Instant};
 
@@ -18,15 +18,19 @@ const LOOKS_PER_CLOCK: u32 = 64;
 pub(super) struct Poller {
     window_max_ns: u64,
     window_ns: u64,
+    /// How long was polled in vain just now: part of the same rest as the sleep that follows.
+    in_vain: Duration,
 }
 
 impl Poller {
     /// `poll_max_ns` 0 turns polling off.
     pub(super) fn new(poll_max_ns: u64) -> Poller {
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        // Those of the machine, not those this process may use: pinned to a CPU of its own, it polls all the better.
+        let alone = ring::sys::cpus_online() == 1;
         Poller {
-            window_max_ns: if cpus > 1 { poll_max_ns } else { 0 },
+            window_max_ns: if alone { 0 } else { poll_max_ns },
             window_ns: 0,
+            in_vain: Duration::ZERO,
         }
     }
 
@@ -46,7 +50,9 @@ impl Poller {
                 }
                 std::hint::spin_loop();
             }
-            if start.elapsed() >= window {
+            let polled = start.elapsed();
+            if polled >= window {
+                self.in_vain = polled;
                 return false;
             }
         }
@@ -59,11 +65,12 @@ impl Poller {
 
     /// Learns from a sleep of that length.
     pub(super) fn slept(&mut self, length: Duration) {
-        let slept_ns = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
-        if slept_ns > self.window_max_ns {
+        let rested = length + std::mem::take(&mut self.in_vain);
+        let rested_ns = u64::try_from(rested.as_nanos()).unwrap_or(u64::MAX);
+        if rested_ns > self.window_max_ns {
             self.window_ns = 0;
-        } else if slept_ns > self.window_ns || self.window_ns == 0 {
-            let grown = (self.window_ns * 2).max(WINDOW_MIN_NS).max(slept_ns);
+        } else if rested_ns > self.window_ns {
+            let grown = (self.window_ns * 2).max(WINDOW_MIN_NS).max(rested_ns);
             self.window_ns = grown.min(self.window_max_ns);
         }
     }
@@ -77,7 +84,19 @@ mod tests {
         Poller {
             window_max_ns,
             window_ns: 0,
+            in_vain: Duration::ZERO,
         }
+    }
+
+    #[test]
+    fn time_polled_in_vain_counts_as_rest() {
+        let mut poller = poller(10_000_000);
+        poller.slept(Duration::from_micros(50));
+        assert!(!poller.poll(|| false));
+        poller.slept(Duration::from_micros(60));
+        assert!(poller.window_ns >= 110_000, "{} ns", poller.window_ns);
+        poller.slept(Duration::from_micros(20));
+        assert!(poller.window_ns >= 110_000, "in vain counts once");
     }
 
     #[test]

@@ -152,6 +152,11 @@ impl Worker {
         self.bell.ring();
     }
 
+    /// Its thread has ended.
+    pub(super) fn is_gone(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// Starts a ring on it.
     pub(super) fn start(
         &self,
