@@ -42,6 +42,8 @@ pub(super) struct DataLoop {
     lane: Lane,
     inbox: Arc<Inbox>,
     guests: Vec<Option<Guest>>,
+    /// Which of them was popped first the last time.
+    first: usize,
     slots: Vec<Slot>,
     free: Vec<u32>,
     /// Requests the ring had no room for, oldest first. While there are any, nothing is popped.
@@ -66,6 +68,7 @@ impl DataLoop {
             lane,
             inbox,
             guests: Vec::new(),
+            first: 0,
             slots: Vec::new(),
             free: Vec::new(),
             stalled: VecDeque::new(),
@@ -201,9 +204,16 @@ impl DataLoop {
         }
     }
 
-    /// Pops every ring until all are empty or the kernel's ring is full.
+    /// Pops every ring until all are empty or the kernel's ring is full. Each time another is the first: else, while there
+    /// is room for few, the first ones would have all of it for as long as they ask.
     fn pop_all(&mut self) {
-        for at in 0..self.guests.len() {
+        let count = self.guests.len();
+        self.first = if self.first + 1 < count {
+            self.first + 1
+        } else {
+            0
+        };
+        for at in (self.first..count).chain(0..self.first) {
             self.pop_guest(at);
         }
     }
