@@ -323,6 +323,8 @@ impl<'a> Run<'a> {
             } {
                 (found, failure.told) = (true, true);
             }
+            // A write through is a sync as well, and may have heard of others' loss. It is told to its own request besides.
+            found |= syncs && sticky && failure.kind == sim::Kind::WriteThrough;
         }
         match found {
             true => Ok(()),
