@@ -2,15 +2,17 @@
 //!
 //! The rule: nothing above sees a short transfer, EINTR, EAGAIN or a full queue, and nothing below outlives its slot.
 
+mod launch;
+mod settle;
+
 use crate::engine::pool::Pool;
 use crate::engine::uring::{Flavour, Uring};
-use crate::engine::{Engine, NOBODY, Report, Space, Step, Target};
-use crate::file::{Align, File, Syncs};
-use crate::op::{Done, Durability, Errno, Op, OpId};
+use crate::engine::{Engine, NOBODY, Report, Step, Target};
+use crate::file::{Align, File};
+use crate::op::{Done, Errno, Op, OpId};
 use crate::seg::{self, Seg};
 use crate::sim;
 use crate::slots::{Owner, Slots, Stage};
-use crate::transfer::{self, BOUNCE_BYTES_MAX, Verdict};
 use crate::wait::{Bell, Wait};
 use std::collections::VecDeque;
 use std::io;
@@ -289,168 +291,6 @@ impl Ring {
     pub(crate) fn starve(&mut self, waker: &Waker) {
         self.starved.push(waker.clone());
     }
-
-    #[inline]
-    fn launch(&mut self, at: u32) {
-        match self.try_launch(at) {
-            Launch::Gone => {}
-            Launch::Later => self.backlog.push_back(at),
-            Launch::Failed(errno) => self.fail(at, errno),
-        }
-    }
-
-    #[inline]
-    fn try_launch(&mut self, at: u32) -> Launch {
-        let slot = self.slots.get(at);
-        let known = match slot.op {
-            Op::Read { file, .. }
-            | Op::Write { file, .. }
-            | Op::Sync { file, .. }
-            | Op::Punch { file, .. }
-            | Op::Zero { file, .. } => match self.files.get(file.0 as usize) {
-                Some(Some(known)) => Some((known.target, known.align)),
-                _ => return Launch::Failed(Errno(libc::EBADF)),
-            },
-            _ => None,
-        };
-        if let (Op::Read { .. } | Op::Write { .. }, Some((_, align))) = (slot.op, known) {
-            let had = slot.bounce.is_some();
-            if !had && transfer::needs_bounce(slot, align) {
-                if self.bounced_bytes + BOUNCE_BYTES_MAX > BOUNCE_BYTES_TOTAL_MAX {
-                    return Launch::Later;
-                }
-                self.bounced_bytes += BOUNCE_BYTES_MAX;
-            }
-            if !transfer::prepare(slot, align) {
-                self.bounced_bytes -= BOUNCE_BYTES_MAX;
-                return Launch::Failed(Errno::NOMEM);
-            }
-        }
-        let id = OpId {
-            slot: at,
-            generation: slot.generation,
-        };
-        match slot.op {
-            Op::Timeout { ns } => slot.spec = crate::engine::uring::timespec(ns),
-            Op::Cancel { target } => self.mark_cancelled(target),
-            _ => {}
-        }
-        if push(&mut self.engine, self.slots.get(at), known, id) {
-            return Launch::Gone;
-        }
-        self.submit();
-        if push(&mut self.engine, self.slots.get(at), known, id) {
-            return Launch::Gone;
-        }
-        Launch::Later
-    }
-
-    #[cold]
-    fn retry_backlog(&mut self) {
-        for _ in 0..self.backlog.len() {
-            let Some(at) = self.backlog.pop_front() else {
-                return;
-            };
-            self.launch(at);
-        }
-    }
-
-    fn fail(&mut self, at: u32, errno: Errno) {
-        let id = OpId {
-            slot: at,
-            generation: self.slots.get(at).generation,
-        };
-        self.reports.push(Report {
-            user_data: id.user_data(),
-            result: -errno.0,
-            more: false,
-        });
-    }
-
-    #[inline]
-    fn settle(&mut self, report: Report, out: &mut Vec<Done>) {
-        let id = OpId::from_user_data(report.user_data);
-        let Some(slot) = self.slots.find(id) else {
-            return;
-        };
-        let result = match slot.op {
-            Op::Poll { fd } => return self.settle_poll(id, fd, report, out),
-            Op::Timeout { .. } if report.result == -libc::ETIME => Ok(()),
-            // A full counter's reader is awake, and what cannot be cancelled any more is over.
-            Op::Signal { .. } | Op::Cancel { .. } => Ok(()),
-            Op::Read { file, .. } | Op::Write { file, .. } => {
-                let known = self.files.get(file.0 as usize).and_then(Option::as_ref);
-                let align = known.map_or(Align::NONE, |known| known.align);
-                let through = is_through(slot.op);
-                match transfer::judge(slot, align, report.result) {
-                    Verdict::Again => return self.again(id, out),
-                    Verdict::Over(result) => {
-                        if let (Err(errno), true, Some(known)) = (result, through, known) {
-                            known.open.note_end(errno);
-                        }
-                        result
-                    }
-                }
-            }
-            _ => match transfer::judge(slot, Align::NONE, report.result) {
-                Verdict::Again => return self.again(id, out),
-                Verdict::Over(result) => result,
-            },
-        };
-        self.finish(id, result, out);
-    }
-
-    /// The operation's next step, unless somebody asked meanwhile that it end.
-    fn again(&mut self, id: OpId, out: &mut Vec<Done>) {
-        if self.slots.get(id.slot).cancelled {
-            return self.finish(id, Err(Errno::CANCELED), out);
-        }
-        self.launch(id.slot);
-    }
-
-    fn settle_poll(&mut self, id: OpId, fd: i32, report: Report, out: &mut Vec<Done>) {
-        if report.result < 0 {
-            return self.finish(id, Err(Errno(-report.result)), out);
-        }
-        let slot = self.slots.get(id.slot);
-        if let Owner::Token(token) = slot.owner {
-            out.push(Done {
-                token,
-                result: Ok(()),
-            });
-        }
-        if !report.more {
-            // Without multishot polls (before Linux 5.13) the next one would fire for the same event.
-            crate::sys::take_counter(fd);
-            self.again(id, out);
-        }
-    }
-
-    #[inline]
-    fn finish(&mut self, id: OpId, result: Result<(), Errno>, out: &mut Vec<Done>) {
-        let slot = self.slots.get(id.slot);
-        if slot.bounce.take().is_some() {
-            self.bounced_bytes -= BOUNCE_BYTES_MAX;
-        }
-        match &mut slot.owner {
-            Owner::Token(token) => {
-                out.push(Done {
-                    token: *token,
-                    result,
-                });
-                self.release(id.slot);
-            }
-            Owner::Future(waker) => {
-                let waker = waker.take();
-                slot.keep = None;
-                slot.stage = Stage::Over(result);
-                if let Some(waker) = waker {
-                    waker.wake();
-                }
-            }
-            Owner::Orphan => self.release(id.slot),
-        }
-    }
 }
 
 impl Drop for Ring {
@@ -469,67 +309,4 @@ impl Drop for Ring {
             }
         }
     }
-}
-
-fn is_through(op: Op) -> bool {
-    let through = Durability::Through;
-    matches!(op, Op::Write { durability, .. } if durability == through)
-}
-
-enum Launch {
-    Gone,
-    Later,
-    Failed(Errno),
-}
-
-#[inline]
-fn push(
-    engine: &mut Engine,
-    slot: &crate::slots::Slot,
-    known: Option<(Target, Align)>,
-    id: OpId,
-) -> bool {
-    let segs = if slot.wire.is_empty() {
-        &slot.segs
-    } else {
-        &slot.wire
-    };
-    let step = match (slot.op, known) {
-        (Op::Read { at, .. }, Some((file, _))) => Step::Read {
-            file,
-            at: at + slot.done_bytes as u64,
-            segs,
-        },
-        (Op::Write { at, durability, .. }, Some((file, _))) => Step::Write {
-            file,
-            at: at + slot.done_bytes as u64,
-            segs,
-            through: durability == Durability::Through && file.syncs == Syncs::Asked,
-        },
-        (Op::Sync { level, .. }, Some((file, _))) => Step::Sync { file, level },
-        (Op::Punch { at, len_bytes, .. }, Some((file, _))) => Step::Space {
-            file,
-            how: Space::Punch,
-            at,
-            len_bytes,
-        },
-        (Op::Zero { at, len_bytes, .. }, Some((file, _))) => Step::Space {
-            file,
-            how: Space::Zero,
-            at,
-            len_bytes,
-        },
-        (Op::Poll { fd }, _) => Step::Poll { fd },
-        (Op::Signal { fd }, _) => Step::Signal { fd },
-        (Op::Timeout { ns }, _) => Step::Timeout {
-            ns,
-            spec: &slot.spec,
-        },
-        (Op::Cancel { target }, _) => Step::Cancel {
-            target: target.user_data(),
-        },
-        // Operations on files were resolved or refused above.
-        (_, None) => return true,
-    };
-    engine.push(step, id.user_data()).is_ok()
 }

@@ -4,18 +4,19 @@
 //! published once per batch and guests are signalled at most once; nothing here allocates, locks, logs or reads a clock
 //! per request.
 
+mod commands;
+
 use super::guest::{Guest, Life, Slot};
 use super::idle::Poller;
-use super::worker::{Command, Inbox, RingKey};
-use crate::vhost::{RingStart, RingStop};
-use crate::virtio_blk::{Ask, Disk, Range, RangeKind, Reply, Status, parse};
+use super::worker::Inbox;
+use crate::vhost::RingStop;
+use crate::virtio_blk::{Ask, Range, RangeKind, Reply, Status, parse};
 use blockgraph::{Event, Kind, Lane, Span, Started};
 use ring::vring::{Chain, Pending, Popped};
 use ring::{Op, Wait};
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 /// Tokens: what an event of the lane is about, in the two bits below the lane's own.
@@ -401,101 +402,6 @@ impl DataLoop {
             // Whoever asked may have given up waiting.
             let _ = done.send(Some(stop));
         }
-    }
-
-    /// Does what the control side asked for.
-    fn obey(&mut self, bell: &ring::Bell) {
-        bell.hush();
-        for command in self.inbox.take() {
-            match command {
-                Command::Start {
-                    key,
-                    ring,
-                    disk,
-                    done,
-                } => {
-                    let _ = done.send(self.start_guest(key, *ring, disk));
-                }
-                Command::Stop { key, done } => self.stop_guest(key, done),
-                Command::SetCall { key, call } => self.set_call(key, call),
-                Command::SetErr { key, err } => {
-                    if let Some((_, guest)) = self.find(key) {
-                        guest.set_err(err);
-                    }
-                }
-                Command::SetKick { key, kick } => self.set_kick(key, kick),
-                Command::Exit => self.exit = true,
-            }
-        }
-    }
-
-    fn find(&mut self, key: RingKey) -> Option<(usize, &mut Guest)> {
-        let guests = self.guests.iter_mut().enumerate();
-        guests
-            .filter_map(|(at, guest)| Some((at, guest.as_mut()?)))
-            .find(|(_, guest)| guest.key == key)
-    }
-
-    fn start_guest(
-        &mut self,
-        key: RingKey,
-        start: RingStart,
-        disk: Arc<Disk>,
-    ) -> Result<(), String> {
-        let guest = Guest::new(key, start, disk).map_err(|error| error.to_string())?;
-        let empty = self.guests.iter().position(Option::is_none);
-        let at = empty.unwrap_or_else(|| {
-            self.guests.push(None);
-            self.poll_tokens.push(0);
-            self.guests.len() - 1
-        });
-        self.guests[at] = Some(guest);
-        self.arm(at);
-        Ok(())
-    }
-
-    fn arm(&mut self, at: usize) {
-        self.kicks += 1;
-        let token = KICK | self.kicks;
-        self.poll_tokens[at] = token;
-        if let Some(guest) = &mut self.guests[at] {
-            guest.arm(self.lane.ring(), token);
-            if !guest.is_armed() {
-                guest.go_deaf();
-            }
-        }
-    }
-
-    fn stop_guest(&mut self, key: RingKey, done: Sender<Option<RingStop>>) {
-        match self.find(key) {
-            Some((_, guest)) => guest.life = Life::Stopping(done),
-            None => {
-                let _ = done.send(None);
-            }
-        }
-    }
-
-    fn set_call(&mut self, key: RingKey, call: Option<OwnedFd>) {
-        let ring = self.lane.ring().clone();
-        if let Some((_, guest)) = self.find(key) {
-            let old = guest.set_call(call);
-            guest.signal(&ring);
-            self.old_calls.extend(old);
-        }
-    }
-
-    fn set_kick(&mut self, key: RingKey, kick: OwnedFd) {
-        let ring = self.lane.ring().clone();
-        let Some((at, guest)) = self.find(key) else {
-            return;
-        };
-        let armed = guest.is_armed();
-        let old = guest.disarm(&ring, Some(kick));
-        if armed {
-            let token = self.poll_tokens[at];
-            self.retired.extend(old.map(|fd| (token, fd)));
-        }
-        self.arm(at);
     }
 
     /// The kernel's ring is gone: nothing popped can ever be answered, so every session must end.
