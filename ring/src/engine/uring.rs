@@ -9,6 +9,7 @@ use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::OnceLock;
 
 /// Entries of the submission queue.
 const SUBMISSION_ENTRIES: u32 = 256;
@@ -33,6 +34,9 @@ const FLAVOURS: [Flavour; 3] = [Flavour::DeferTaskrun, Flavour::CoopTaskrun, Fla
 
 /// Longer than anybody waits for an end; a wait that does end then is just made again.
 const FOR_EVER_NS: u64 = 3_600_000_000_000;
+
+/// The flavour this kernel takes, found by the first ring of the process.
+static PROBED: OnceLock<Flavour> = OnceLock::new();
 
 /// What an eventfd is written to signal it once.
 static ONE: u64 = 1;
@@ -89,8 +93,13 @@ fn first_that_works(flavours: &[Flavour]) -> io::Result<(IoUring, Flavour)> {
 impl Uring {
     /// Errors: EPERM or ENOSYS where io_uring is refused, ENOMEM.
     pub(crate) fn new(only: Option<Flavour>) -> io::Result<Uring> {
-        let only = only.map(|flavour| [flavour]);
-        let (ring, flavour) = first_that_works(only.as_ref().map_or(&FLAVOURS[..], |f| &f[..]))?;
+        let (ring, flavour) = match only.or_else(|| PROBED.get().copied()) {
+            Some(flavour) => (build(flavour)?, flavour),
+            None => {
+                let (ring, flavour) = first_that_works(&FLAVOURS)?;
+                (ring, *PROBED.get_or_init(|| flavour))
+            }
+        };
         let min_wait = ring.params().is_feature_min_timeout();
         let (silent, signal_flags) = match ring.params().is_feature_skip_cqe_on_success() {
             true => (squeue::Flags::SKIP_SUCCESS, libc::RWF_NOWAIT),
