@@ -222,14 +222,6 @@ impl Graph {
         ring::FileId(self.next_file - 1)
     }
 
-    /// How the files of the graph wish to be driven, each file's driver once.
-    pub fn engines(&self) -> impl Iterator<Item = crate::node::Engine> {
-        self.nodes().filter_map(|(_, node)| match node.body() {
-            Body::Driver(driver) if !node.files.is_empty() => Some(driver.engine()),
-            _ => None,
-        })
-    }
-
     /// Adds a node and returns its id.
     pub fn insert(&mut self, new: NewNode) -> NodeId {
         let id = self.next_id();
