@@ -2,6 +2,7 @@
 
 pub mod file;
 pub mod null;
+pub mod qcow2;
 pub mod raw;
 
 /// What a disk's size is counted in.
