@@ -1,3 +1,3 @@
-//! The qcow2 format, versions 2 and 3.
+//! qcow2: guest clusters anywhere in a file, found by two levels of tables (QEMU's docs/interop/qcow2.txt).
 
 pub mod format;
