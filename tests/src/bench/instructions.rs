@@ -69,6 +69,7 @@ fn collect(node: &Node, bursts: u32) -> io::Result<u64> {
         order: Order::Sequential,
         waiting: Waiting::Block,
         disk_bytes: 1 << 20,
+        stride_bytes: 4096,
     };
     let setup = Setup {
         ring_size: 64,
