@@ -5,3 +5,4 @@ pub mod client;
 pub mod daemon;
 pub mod disk_file;
 pub mod guest;
+pub mod qemu_img;

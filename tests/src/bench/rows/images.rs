@@ -3,7 +3,8 @@
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+
+use crate::qemu_img::qemu_img;
 
 /// An empty qcow2 image, to be made and made again.
 #[derive(Debug, Clone)]
@@ -24,13 +25,13 @@ pub(super) fn create(path: &Path, options: &[&str], size_bytes: u64) -> io::Resu
     let size = size_bytes.to_string();
     let words = ["create", "-q", "-f", "qcow2"].iter().chain(options);
     let words = words.map(OsStr::new);
-    qemu_img(words.chain([path.as_os_str(), OsStr::new(&size)]))
+    qemu_img(words.chain([path.as_os_str(), OsStr::new(&size)])).map(drop)
 }
 
 /// Makes an image that holds what a raw file does.
 pub(in crate::bench) fn converted(raw: &Path, to: &Path) -> io::Result<()> {
     let words = ["convert", "-q", "-f", "raw", "-O", "qcow2"].map(OsStr::new);
-    qemu_img(words.into_iter().chain([raw.as_os_str(), to.as_os_str()]))
+    qemu_img(words.into_iter().chain([raw.as_os_str(), to.as_os_str()])).map(drop)
 }
 
 /// Makes an empty overlay of `backing`.
@@ -41,15 +42,5 @@ pub(super) fn overlay(backing: &Path, format: &str, to: &Path) -> io::Result<()>
             .into_iter()
             .chain([backing.as_os_str(), to.as_os_str()]),
     )
-}
-
-fn qemu_img<'a>(words: impl Iterator<Item = &'a OsStr>) -> io::Result<()> {
-    let output = Command::new("qemu-img").args(words).output()?;
-    match output.status.success() {
-        true => Ok(()),
-        false => {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            Err(io::Error::other(format!("qemu-img: {said}")))
-        }
-    }
+    .map(drop)
 }
