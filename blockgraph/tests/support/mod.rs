@@ -8,6 +8,7 @@
 )]
 
 pub mod model;
+pub mod pki;
 
 use blockgraph::graph::open::{Child, DriverSpec, FileSpec, NodeSpec, open};
 use blockgraph::graph::{Body, Common, DiscardPolicy, NewNode};
