@@ -34,6 +34,8 @@ pub(crate) enum Space {
     Punch,
     /// FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE
     Zero,
+    /// No flag.
+    Allocate,
 }
 
 impl Space {
@@ -42,6 +44,7 @@ impl Space {
         match self {
             Space::Punch => libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
             Space::Zero => libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
+            Space::Allocate => 0,
         }
     }
 }

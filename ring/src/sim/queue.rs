@@ -81,6 +81,7 @@ impl Queue {
                 let kind = match how {
                     Space::Punch => Kind::Punch,
                     Space::Zero => Kind::Zero,
+                    Space::Allocate => Kind::Allocate,
                 };
                 self.submit(kind, file.id, (at, len_bytes), Vec::new(), user_data);
             }
@@ -248,6 +249,10 @@ impl Queue {
         };
         self.bell.hush();
         Ok(ready > 0)
+    }
+
+    pub(crate) fn now_ns(&self) -> u64 {
+        self.now_ns
     }
 
     pub(crate) fn has_news(&mut self) -> bool {

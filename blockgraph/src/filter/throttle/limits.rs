@@ -192,7 +192,8 @@ mod tests {
             bps_read: rate(1, 0, 1),
             ..bps(rate(1, 0, 1))
         };
-        let total = "bps/iops/max total values and read/write values cannot be used at the same time";
+        let total =
+            "bps/iops/max total values and read/write values cannot be used at the same time";
         assert_eq!(text(both), total);
         let maxima = Limits {
             bps_read: rate(0, 10, 1),
