@@ -1,4 +1,4 @@
-//! Files, windows on them and what filters them, made longer and shorter.
+//! Windows on files and what filters them made longer and shorter; files whose growth fails.
 
 mod support;
 
@@ -6,11 +6,10 @@ use blockgraph::driver::file::{Cache, FileDriver, FileKind, FileParts, Flushes};
 use blockgraph::driver::raw::Window;
 use blockgraph::graph::open::{DriverSpec, NodeSpec};
 use blockgraph::request::Prealloc;
-use blockgraph::{Kind, Limits, Mode, NodeId};
+use blockgraph::{Limits, Mode, NodeId};
 use ring::sim::{Act, Config, FileConfig, Kind as Op, Rule, Weather};
 use ring::{Align, Choice, Errno, FileId};
-use std::os::unix::fs::MetadataExt;
-use support::{Bench, common, engines, file, image, inline, insert, raw, span};
+use support::{Bench, common, file, image, inline, insert, raw};
 
 const M: u64 = 1 << 20;
 
@@ -25,58 +24,8 @@ fn size(bench: &Bench, node: NodeId) -> u64 {
 }
 
 #[test]
-fn a_file_grows_and_shrinks_and_what_it_gains_is_zeroes() {
-    for engine in engines() {
-        for cache in [Cache::Page, Cache::Direct] {
-            let dir = tempfile::tempdir().expect("a directory");
-            let path = image(dir.path(), M);
-            let mut bench = Bench::new(engine.clone(), Mode::Fast);
-            let node = bench.open(file(&path, cache));
-            bench.write(node, 0, &[7; 4096]).expect("written");
-            bench.write(node, M - 4096, &[7; 4096]).expect("written");
-            for (wanted, how) in [
-                (M / 2, Prealloc::Off),
-                (2 * M, Prealloc::Off),
-                (3 * M, Prealloc::Falloc),
-                (4 * M, Prealloc::Full),
-                (4 * M, Prealloc::Full),
-            ] {
-                let blocks = path.metadata().expect("metadata").blocks();
-                truncate(&mut bench, node, wanted, how).expect("resized");
-                assert_eq!(size(&bench, node), wanted);
-                let host = path.metadata().expect("metadata");
-                assert_eq!(host.len(), wanted, "{how:?}");
-                let grew = host.blocks() >= blocks + 2048;
-                let allocates = matches!((how, wanted), (Prealloc::Falloc, _))
-                    || (how == Prealloc::Full && blocks < 4096);
-                assert!(grew || !allocates, "{how:?} {} {blocks}", host.blocks());
-            }
-            assert_eq!(bench.read(node, 0, 4096), [7; 4096]);
-            let rest = bench.read(node, 4096, 4 * (M as usize) - 4096);
-            assert!(rest.iter().all(|&byte| byte == 0));
-            let past = span(4 * M, 512);
-            assert_eq!(bench.plain(node, Kind::Discard, past), Err(Errno::INVAL));
-        }
-    }
-}
-
-#[test]
-fn what_cannot_be_is_refused_and_changes_nothing() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = image(dir.path(), M);
+fn what_has_no_size_of_its_own_is_not_resized() {
     let mut bench = Bench::new(Choice::Threads, Mode::Fast);
-    let node = bench.open(file(&path, Cache::Page));
-    for (wanted, how, errno) in [
-        (2 * M, Prealloc::Metadata, Errno::NOTSUP),
-        (M / 2, Prealloc::Full, Errno::INVAL),
-        (M / 2, Prealloc::Falloc, Errno::INVAL),
-        (u64::MAX, Prealloc::Off, Errno(libc::EFBIG)),
-        (1 << 62, Prealloc::Off, Errno(libc::EFBIG)),
-    ] {
-        assert_eq!(truncate(&mut bench, node, wanted, how), Err(errno));
-        assert_eq!(size(&bench, node), M);
-        assert_eq!(path.metadata().expect("metadata").len(), M);
-    }
     let null = bench.open(NodeSpec {
         name: None,
         common: common(),
@@ -170,11 +119,14 @@ fn simulated(seed: u64, most: u64, weather: Weather) -> (Bench, ring::sim::Disk,
 #[test]
 fn a_growth_that_fails_half_way_is_taken_back() {
     for how in [Prealloc::Falloc, Prealloc::Full] {
-        for kind in [Op::Allocate, Op::Write, Op::Sync] {
+        for kind in [Op::Zero, Op::Write, Op::Punch] {
             let (mut bench, disk, node) = simulated(1, 4 * M, Weather::CALM);
             disk.rule(Rule::every(Act::Fail(libc::ENOSPC)).kind(kind));
             let outcome = truncate(&mut bench, node, 3 * M, how);
-            let hit = (how == Prealloc::Falloc) == (kind == Op::Allocate);
+            let hit = match how {
+                Prealloc::Falloc => kind == Op::Zero,
+                _ => kind == Op::Write,
+            };
             assert_eq!(outcome.is_err(), hit, "{how:?} {kind:?}");
             let wanted = if hit { 64 << 10 } else { 3 * M };
             assert_eq!(disk.images()[&FILE].len() as u64, wanted);
@@ -190,7 +142,7 @@ fn a_growth_that_fails_half_way_is_taken_back() {
 #[test]
 fn a_file_system_that_cannot_set_aside_is_written() {
     let (mut bench, disk, node) = simulated(1, 4 * M, Weather::ROUGH);
-    disk.rule(Rule::every(Act::Refuse(libc::EOPNOTSUPP)).kind(Op::Allocate));
+    disk.rule(Rule::every(Act::Refuse(libc::EOPNOTSUPP)).kind(Op::Zero));
     truncate(&mut bench, node, 65_536 + 512, Prealloc::Falloc).expect("grown");
     let bytes = disk.images()[&FILE].clone();
     assert_eq!(bytes.len(), 65_536 + 512);

@@ -75,16 +75,6 @@ pub enum Op {
         /// Length in bytes.
         len_bytes: u64,
     },
-    /// Set space aside; what the file gains reads as zeroes, what it has stays (fallocate with no flags). The file grows if
-    /// the range ends beyond it.
-    Allocate {
-        /// Which file.
-        file: FileId,
-        /// Offset in bytes.
-        at: u64,
-        /// Length in bytes.
-        len_bytes: u64,
-    },
     /// Make the file that long (ftruncate). What is cut off is gone, what is added reads as zeroes; durable at the next sync.
     /// EOPNOTSUPP where the kernel's ring cannot (before Linux 6.9): [`crate::sys::disk::set_size`] can, and may block.
     Truncate {

@@ -87,25 +87,6 @@ fn a_truncated_file_is_that_long_and_what_it_gained_is_zeroes() {
 }
 
 #[test]
-fn space_set_aside_changes_nothing_but_the_size_and_what_the_file_takes() {
-    on_each(&pattern(7, 4096), Cache::Page, |mut rig| {
-        let before = rig.host_blocks();
-        let op = Op::Allocate {
-            file: FILE,
-            at: 1000,
-            len_bytes: 1 << 20,
-        };
-        rig.run(op, &Mem::none()).expect("allocated");
-        let bytes = rig.host_bytes();
-        assert_eq!(bytes.len(), 1000 + (1 << 20), "{}", rig.name);
-        assert_eq!(bytes[..4096], pattern(7, 4096), "{}", rig.name);
-        assert!(bytes[4096..].iter().all(|&b| b == 0), "{}", rig.name);
-        let grew = rig.host_blocks() > before;
-        assert!(grew || before.is_none(), "{}", rig.name);
-    });
-}
-
-#[test]
 fn what_has_no_size_of_its_own_cannot_be_truncated() {
     on_each(&[1; 512], Cache::Page, |mut rig| {
         if rig.disk.is_some() {

@@ -34,8 +34,6 @@ pub(crate) enum Space {
     Punch,
     /// FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE
     Zero,
-    /// No flag.
-    Allocate,
 }
 
 impl Space {
@@ -44,7 +42,6 @@ impl Space {
         match self {
             Space::Punch => libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
             Space::Zero => libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
-            Space::Allocate => 0,
         }
     }
 }

@@ -25,7 +25,6 @@ impl Ring {
             | Op::Sync { file, .. }
             | Op::Punch { file, .. }
             | Op::Zero { file, .. }
-            | Op::Allocate { file, .. }
             | Op::Truncate { file, .. } => match self.files.get(file.0 as usize) {
                 Some(Some(known)) => Some((known.target, known.align)),
                 _ => return Launch::Failed(Errno(libc::EBADF)),
@@ -130,12 +129,6 @@ fn push(
         (Op::Zero { at, len_bytes, .. }, Some((file, _))) => Step::Space {
             file,
             how: Space::Zero,
-            at,
-            len_bytes,
-        },
-        (Op::Allocate { at, len_bytes, .. }, Some((file, _))) => Step::Space {
-            file,
-            how: Space::Allocate,
             at,
             len_bytes,
         },

@@ -66,7 +66,7 @@ impl Flight {
                 Some(Change::Bytes(bytes))
             }
             Kind::Punch | Kind::Zero => Some(Change::Zeroes(len_bytes)),
-            Kind::Truncate | Kind::Allocate => Some(Change::Size),
+            Kind::Truncate => Some(Change::Size),
             Kind::Read | Kind::Sync => None,
         }
     }
@@ -248,15 +248,13 @@ impl State {
         while !waiting.is_empty() {
             let flight = waiting.swap_remove(rng.below(waiting.len() as u64) as usize);
             let refused = matches!(flight.fate, Fate::Refuse(_));
-            let size_bytes = new_size(&flight.seen, store);
             let len_bytes = clamp(store, &flight.seen);
-            let empty = len_bytes == 0 && size_bytes.is_none();
+            let empty = len_bytes == 0 && flight.seen.kind != Kind::Truncate;
             if refused || empty || rng.coin() {
                 continue;
             }
             if let Some(change) = flight.change(len_bytes) {
-                let at = size_bytes.unwrap_or(flight.seen.at);
-                store.apply(name, at, &change);
+                store.apply(name, flight.seen.at, &change);
                 name += 1;
             }
         }
@@ -275,8 +273,8 @@ fn carry_out(file: &mut SimFile, flight: &mut Flight, now: u64, rng: &mut Rng) -
     if let Fate::Refuse(errno) = flight.fate {
         return -errno;
     }
-    if let Some(size_bytes) = new_size(&seen, &file.store) {
-        return resize(file, flight, size_bytes, now, rng);
+    if seen.kind == Kind::Truncate {
+        return resize(file, flight, now, rng);
     }
     if misaligned(file, flight) {
         return -libc::EINVAL;
@@ -319,28 +317,13 @@ fn carry_out(file: &mut SimFile, flight: &mut Flight, now: u64, rng: &mut Rng) -
     match (failed, seen.kind) {
         (Some(errno), _) => errno,
         (None, Kind::Read | Kind::Write | Kind::WriteThrough) => len_bytes as i32,
-        (None, Kind::Sync | Kind::Punch | Kind::Zero | Kind::Truncate | Kind::Allocate) => 0,
+        (None, Kind::Sync | Kind::Punch | Kind::Zero | Kind::Truncate) => 0,
     }
 }
 
-/// The size that a file gets from operations that set it.
-fn new_size(seen: &Seen, store: &Store) -> Option<u64> {
-    let live = store.live().len() as u64;
-    match seen.kind {
-        Kind::Truncate => Some(seen.at),
-        Kind::Allocate => Some(live.max(seen.at.saturating_add(seen.len_bytes))),
-        _ => None,
-    }
-}
-
-/// Changes a file's size, wholly or not at all.
-fn resize(
-    file: &mut SimFile,
-    flight: &mut Flight,
-    size_bytes: u64,
-    now: u64,
-    rng: &mut Rng,
-) -> i32 {
+/// Carries a truncation out: whole or not at all.
+fn resize(file: &mut SimFile, flight: &mut Flight, now: u64, rng: &mut Rng) -> i32 {
+    let size_bytes = flight.seen.at;
     if size_bytes > file.size_bytes_max.max(file.store.live().len() as u64) {
         return -libc::ENOSPC;
     }

@@ -81,7 +81,6 @@ impl Queue {
                 let kind = match how {
                     Space::Punch => Kind::Punch,
                     Space::Zero => Kind::Zero,
-                    Space::Allocate => Kind::Allocate,
                 };
                 self.submit(kind, file.id, (at, len_bytes), Vec::new(), user_data);
             }

@@ -39,8 +39,6 @@ pub enum Kind {
     Punch,
     /// A range of zeroes.
     Zero,
-    /// Space set aside.
-    Allocate,
     /// A change of the file's size.
     Truncate,
 }

@@ -7,7 +7,7 @@
 mod blocks;
 mod locks;
 mod open;
-mod resize;
+mod size;
 mod space;
 
 pub use locks::{LockError, Locking};
@@ -53,7 +53,7 @@ pub struct FileParts {
     pub file: Arc<File>,
     /// Regular file or block device.
     pub kind: FileKind,
-    /// Size in bytes when it was opened, whole sectors.
+    /// Size in bytes at the beginning, whole sectors.
     pub size_bytes: u64,
     /// What transfers suit it.
     pub limits: Limits,
@@ -67,12 +67,12 @@ pub struct FileParts {
 #[derive(Debug)]
 pub struct FileDriver {
     parts: FileParts,
+    /// Size in bytes now, whole sectors.
+    size_bytes: AtomicU64,
+    /// Whoever changes the size holds the first byte of this.
+    resizing: Holds,
     engine: Engine,
     locks: Option<Locks>,
-    /// Whole sectors.
-    size_bytes: AtomicU64,
-    /// One change of size at a time: whoever makes one holds the first byte.
-    resizing: Holds,
     /// Blocks that are being read, changed and written back.
     holds: Holds,
     /// The errno of the first sync that failed in the page cache: nobody knows any more what the disk holds.
@@ -87,11 +87,11 @@ impl FileDriver {
     /// A driver on an open file. It takes no locks; see [`open`] for one that does.
     pub fn from_parts(parts: FileParts) -> FileDriver {
         FileDriver {
-            engine: Engine::Any,
-            locks: None,
             size_bytes: AtomicU64::new(parts.size_bytes),
             resizing: Holds::default(),
             parts,
+            engine: Engine::Any,
+            locks: None,
             holds: Holds::default(),
             sync_failed: AtomicI32::new(0),
             no_punch: AtomicBool::new(false),
@@ -206,12 +206,12 @@ impl Driver for FileDriver {
         }
     }
 
-    fn engine(&self) -> Engine {
-        self.engine
-    }
-
     fn truncate<'a>(&'a self, io: &'a Io, size_bytes: u64, how: Prealloc) -> Local<'a, Outcome> {
         Box::pin(self.resize(io, size_bytes, how))
+    }
+
+    fn engine(&self) -> Engine {
+        self.engine
     }
 
     fn permit(&self, wants: Wants) -> Result<(), LockError> {
