@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod blocking;
+pub mod clock;
 pub mod driver;
 pub mod filter;
 pub mod graph;
@@ -17,6 +18,7 @@ pub mod node;
 pub mod pin;
 pub mod request;
 pub mod status;
+pub mod tls;
 pub mod units;
 
 pub use graph::{Common, Current, Graph};

@@ -8,6 +8,7 @@
 )]
 
 pub mod model;
+pub mod pki;
 
 use blockgraph::graph::open::{self, Child, DriverSpec, FileSpec, NodeSpec, OpenError};
 use blockgraph::graph::{Body, Common, Control, DiscardPolicy, NewNode, Shape};
