@@ -1,3 +1,5 @@
 //! qcow2: guest clusters anywhere in a file, found by two levels of tables (QEMU's docs/interop/qcow2.txt).
 
+pub mod create;
 pub mod format;
+pub mod image_file;
