@@ -1,0 +1,187 @@
+//! A stack on a simulated disk, opened as the daemon would open it, and some lanes on it.
+
+use super::plan::Plan;
+use super::stack::{Blockdev, Stack, file_name};
+use backend::cli::{self, Command};
+use blockgraph::driver::file::{Cache, FileDriver, FileKind, FileParts, Flushes};
+use blockgraph::graph::open::{NodeSpec, open};
+use blockgraph::graph::{Body, Common, Control, DiscardPolicy, NewNode, Shape};
+use blockgraph::pin::Epochs;
+use blockgraph::{Current, Graph, Lane, Limits, Mode, NodeId};
+use ring::sim::{Config, Disk, FileConfig, Images, Weather};
+use ring::{Align, Choice, FileId, Ring};
+use std::sync::Arc;
+
+/// What a world is made like.
+#[derive(Clone, Copy, Debug)]
+pub struct Nature {
+    pub seed: u64,
+    pub weather: Weather,
+    pub block_bytes: u32,
+    pub cache: Cache,
+    pub room_bytes: u64,
+    pub lanes: usize,
+    pub mode: Mode,
+}
+
+impl Nature {
+    pub fn of(plan: &Plan) -> Nature {
+        Nature {
+            seed: plan.seed,
+            weather: plan.weather,
+            block_bytes: plan.block_bytes,
+            cache: plan.cache(),
+            room_bytes: plan.room_bytes,
+            lanes: plan.lanes,
+            mode: plan.mode,
+        }
+    }
+
+    /// Where nothing goes wrong: for looking at what is there.
+    pub fn calm(plan: &Plan) -> Nature {
+        Nature {
+            weather: Weather::CALM,
+            room_bytes: 64 << 20,
+            lanes: 1,
+            ..Nature::of(plan)
+        }
+    }
+}
+
+/// An open stack.
+pub struct World {
+    pub disk: Disk,
+    pub current: Arc<Current>,
+    pub epochs: Arc<Epochs>,
+    pub control: Control,
+    pub lanes: Vec<Lane>,
+    pub stack: Stack,
+    /// What the guest has.
+    pub top: NodeId,
+}
+
+impl World {
+    /// Opens `stack` on files of these bytes. Errors: what refuses.
+    pub fn open(stack: &Stack, images: &Images, nature: Nature) -> Result<World, String> {
+        let files = images.keys().map(|file| file.0 + 1).max().unwrap_or(0);
+        let disk = disk(images, files, nature);
+        let current = Arc::new(Current::default());
+        let epochs = Arc::new(Epochs::default());
+        let graph = file_nodes(&disk, files, nature);
+        current.publish(graph);
+        let choice = Choice::Sim(disk.clone());
+        let control = Control::in_mode(current.clone(), epochs.clone(), choice, nature.mode);
+        let mut world = World {
+            control: control.expect("a ring"),
+            disk,
+            current,
+            epochs,
+            lanes: Vec::new(),
+            stack: stack.clone(),
+            top: NodeId(0),
+        };
+        for node in stack.blockdevs() {
+            world.blockdev(&node)?;
+        }
+        world.top = world.node(&stack.top().top());
+        for _ in 0..nature.lanes {
+            let lane = world.lane(nature.mode);
+            world.lanes.push(lane);
+        }
+        Ok(world)
+    }
+
+    /// Opens one node.
+    pub fn blockdev(&mut self, node: &Blockdev) -> Result<NodeId, String> {
+        let spec = spec(&node.options)?;
+        let opened = open(&self.current, spec, &mut self.control);
+        let (id, _) = opened.map_err(|error| format!("{}: {error}", node.options))?;
+        Ok(id)
+    }
+
+    pub fn node(&self, name: &str) -> NodeId {
+        let found = self.current.get().find(name);
+        found.unwrap_or_else(|| panic!("there is no node {name}"))
+    }
+
+    /// Makes everything durable and lets go of every node.
+    pub fn close(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn lane(&self, mode: Mode) -> Lane {
+        let ring = Ring::new(Choice::Sim(self.disk.clone())).expect("a ring");
+        Lane::new(ring, self.current.clone(), self.epochs.clone(), mode)
+    }
+}
+
+/// What the daemon makes of a `--blockdev`.
+fn spec(options: &str) -> Result<NodeSpec, String> {
+    let words = ["--blockdev".into(), options.into()];
+    let parsed = cli::parse(words, &[]).map_err(|refusal| refusal.to_string())?;
+    let cli::Outcome::Run(mut invocation) = parsed else {
+        return Err(format!("{options}: not a node"));
+    };
+    let step = invocation.steps.pop().ok_or("no step")?;
+    match step.command {
+        Ok(Command::Blockdev(node)) => {
+            backend::open::node_spec(node).map_err(|refusal| format!("{options}: {refusal}"))
+        }
+        Ok(_) => Err(format!("{options}: not a node")),
+        Err(refusal) => Err(format!("{options}: {refusal}")),
+    }
+}
+
+fn disk(images: &Images, files: u32, nature: Nature) -> Disk {
+    let align = Align {
+        memory_bytes: nature.block_bytes.min(512),
+        offset_bytes: nature.block_bytes,
+    };
+    let mut config = Config::new(nature.seed).weather(nature.weather);
+    for id in (0..files).map(FileId) {
+        let mut bytes = images.get(&id).cloned().unwrap_or_default();
+        // A disk has whole sectors; what a read past the end of a file finds is zeroes.
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+        let size_bytes_max = bytes.len() as u64 + nature.room_bytes;
+        config = config.file_with(FileConfig {
+            id,
+            bytes,
+            align,
+            size_bytes_max,
+        });
+    }
+    config.disk()
+}
+
+/// A generation with a node for each file, as no option can say which file of a simulated disk is meant.
+fn file_nodes(disk: &Disk, files: u32, nature: Nature) -> Graph {
+    let mut graph = Graph::default();
+    let images = disk.images();
+    for id in (0..files).map(FileId) {
+        assert_eq!(graph.new_file_id(), id);
+        let file = disk.open(id).expect("a file of the disk");
+        let driver = FileDriver::from_parts(FileParts {
+            file: file.clone(),
+            kind: FileKind::Regular,
+            size_bytes: images[&id].len() as u64,
+            limits: Limits {
+                discard_bytes: nature.block_bytes.max(512),
+                ..Limits::PLAIN
+            },
+            cache: nature.cache,
+            flushes: Flushes::Sync,
+        });
+        graph.insert(NewNode {
+            name: file_name(id),
+            kind: "file",
+            common: Common {
+                discard: DiscardPolicy::Unmap,
+                ..Common::default()
+            },
+            body: Body::Driver(Arc::new(driver)),
+            shape: Shape::Leaf,
+            files: vec![file],
+        });
+    }
+    graph
+}
