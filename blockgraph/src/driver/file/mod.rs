@@ -5,11 +5,13 @@
 //! the same block is lost.
 
 mod blocks;
+mod create;
 mod locks;
 mod open;
 mod size;
 mod space;
 
+pub use create::{CopyOnWrite, CreateError, CreateOptions, create};
 pub use locks::{LockError, Locking};
 pub use open::{FileError, FileOptions, Kind as FileKind, OpenMode, open};
 

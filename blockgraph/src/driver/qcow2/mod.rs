@@ -4,9 +4,11 @@
 //! a slice that is not there, a decompression, an allocation or any change of metadata is served.
 
 pub mod cache;
+pub mod create;
 mod extent;
 pub mod format;
 pub mod geometry;
+pub mod image_file;
 mod open;
 mod pieces;
 mod read;
