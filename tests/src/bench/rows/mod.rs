@@ -6,8 +6,10 @@ mod images;
 mod qcow2;
 mod raw;
 
+pub(super) use filters::{FAR_GROUP, four_filters};
 pub use idle::{Idle, idle};
 pub(super) use images::converted;
+pub(super) use qcow2::on_file;
 
 use std::fs::{self, File};
 use std::io::{self, Write};

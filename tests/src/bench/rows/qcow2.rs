@@ -40,10 +40,11 @@ pub(super) const ROWS: &[Named] = &[
 ];
 
 /// A qcow2 node `n0` on a file, which has these options; and what else `n0` is told.
-pub(super) fn on_file(path: &Path, file_options: &str, options: &str) -> Node {
+pub(in crate::bench) fn on_file(path: &Path, file_options: &str, options: &str) -> Node {
     let path = path.display();
+    let comma = if file_options.is_empty() { "" } else { "," };
     Node::Graph(vec![
-        format!("driver=file,node-name=f0,filename={path},{file_options}"),
+        format!("driver=file,node-name=f0,filename={path}{comma}{file_options}"),
         format!("driver=qcow2,node-name=n0,file=f0{options}"),
     ])
 }
