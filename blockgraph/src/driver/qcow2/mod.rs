@@ -1,7 +1,9 @@
 //! qcow2: guest clusters anywhere in a file, found by two levels of tables (QEMU's docs/interop/qcow2.txt).
 
 pub mod cache;
+pub mod check;
 pub mod create;
 pub mod format;
 pub mod geometry;
 pub mod image_file;
+mod width;
