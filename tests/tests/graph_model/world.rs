@@ -2,15 +2,15 @@
 
 use super::plan::Plan;
 use super::stack::{Blockdev, Stack, file_name};
-use backend::cli::{self, Command};
 use blockgraph::driver::file::{Cache, FileDriver, FileKind, FileParts, Flushes};
-use blockgraph::graph::open::{NodeSpec, open};
+use blockgraph::graph::open::open;
 use blockgraph::graph::{Body, Common, Control, DiscardPolicy, NewNode, Shape};
 use blockgraph::pin::Epochs;
 use blockgraph::{Current, Graph, Lane, Limits, Mode, NodeId};
 use ring::sim::{Config, Disk, FileConfig, Images, Weather};
 use ring::{Align, Choice, FileId, Ring};
 use std::sync::Arc;
+use tests::blockdev::node_spec;
 
 /// What a world is made like.
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +93,7 @@ impl World {
 
     /// Opens one node.
     pub fn blockdev(&mut self, node: &Blockdev) -> Result<NodeId, String> {
-        let spec = spec(&node.options)?;
+        let spec = node_spec(&node.options)?;
         let opened = open(&self.current, spec, &mut self.control);
         let (id, _) = opened.map_err(|error| format!("{}: {error}", node.options))?;
         Ok(id)
@@ -112,23 +112,6 @@ impl World {
     fn lane(&self, mode: Mode) -> Lane {
         let ring = Ring::new(Choice::Sim(self.disk.clone())).expect("a ring");
         Lane::new(ring, self.current.clone(), self.epochs.clone(), mode)
-    }
-}
-
-/// What the daemon makes of a `--blockdev`.
-fn spec(options: &str) -> Result<NodeSpec, String> {
-    let words = ["--blockdev".into(), options.into()];
-    let parsed = cli::parse(words, &[]).map_err(|refusal| refusal.to_string())?;
-    let cli::Outcome::Run(mut invocation) = parsed else {
-        return Err(format!("{options}: not a node"));
-    };
-    let step = invocation.steps.pop().ok_or("no step")?;
-    match step.command {
-        Ok(Command::Blockdev(node)) => {
-            backend::open::node_spec(node).map_err(|refusal| format!("{options}: {refusal}"))
-        }
-        Ok(_) => Err(format!("{options}: not a node")),
-        Err(refusal) => Err(format!("{options}: {refusal}")),
     }
 }
 
