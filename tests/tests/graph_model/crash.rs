@@ -1,14 +1,16 @@
 //! What a crash left: opened again, read, checked, written to, and now and then shown to QEMU.
 
+use super::oracle::Oracle;
 use super::plan::Plan;
 use super::run::Verdict;
 use super::stack::Stack;
 use super::start::SECTORS;
 use super::world::{Nature, World};
+use blockgraph::driver::qcow2::check::{self, Repair};
 use blockgraph::{Event, Kind, Outcome, Span, Started};
-use ring::sim::Images;
-use ring::{Mem, Seg, Wait};
-use tests::cells::{Cells, SECTOR};
+use ring::sim::{Images, Rng};
+use ring::{Durability, Mem, Seg, Wait};
+use tests::cells::{Cells, SECTOR, bytes_of, stamp};
 
 /// The files of a stack when nothing runs.
 #[derive(Clone, Copy, Debug)]
@@ -66,25 +68,95 @@ pub fn bases_are_untouched(bases: &Images, images: &Images) -> Verdict {
     }
 }
 
+/// No image of a closed stack is worse than leaky; answers how many clusters leaked.
+pub fn check(world: &mut World) -> Result<u64, String> {
+    let layers: Vec<_> = world.stack.qcow2().cloned().collect();
+    let mut leaks = 0;
+    for layer in layers {
+        let file = world.node(&super::stack::file_name(layer.file));
+        let graph = world.current.get();
+        let looked = world.control.run(&graph, file, move |io| async move {
+            check::check(&io, file, Repair::Nothing).await
+        });
+        let report = looked.map_err(|error| error.to_string())?;
+        let report = report.map_err(|error| format!("check of {}: {error}", layer.name))?;
+        if report.corruptions > 0 {
+            return Err(format!("check of {}: {report:?}", layer.name));
+        }
+        leaks += report.leaks;
+    }
+    Ok(leaks)
+}
+
+/// Requests after a crash carry numbers above all others.
+const LATER: u64 = 1 << 20;
+
 impl Left<'_> {
     fn open(&self) -> Result<World, String> {
         World::open(self.stack, self.images, Nature::calm(self.plan))
             .map_err(|error| format!("opening: {error}"))
     }
 
-    /// What the guest would find, and the images are without errors after it has looked.
-    pub fn read(&self) -> Result<Vec<u8>, String> {
+    /// What the guest would find; and how many clusters leak after it has looked.
+    pub fn read(&self) -> Result<(Vec<u8>, u64), String> {
         let mut world = self.open()?;
         let found = read_all(&mut world)?;
         world.close()?;
-        Ok(found)
+        let leaks = check(&mut world)?;
+        Ok((found, leaks))
     }
 
-    /// Every sector is as it was flushed, or as some later write made it; the images have leaks at worst.
-    pub fn holds_against(&self, cells: &Cells) -> Verdict {
+    /// Every sector is as it was flushed, or as some later write made it; the images have leaks at worst, and can be used.
+    pub fn holds_against(&self, cells: &Cells, to_qemu: bool) -> Verdict {
         let mut world = self.open()?;
-        let found = read_all(&mut world)?;
+        let mut found = read_all(&mut world)?;
         cells.crashed(&found)?;
-        world.close()
+        if self.seed % 3 == 0 {
+            self.write_on(&mut world, &mut found)?;
+        }
+        world.close()?;
+        check(&mut world)?;
+        if to_qemu {
+            self.show_to_qemu(cells, &found, &world.disk.images())?;
+        }
+        Ok(())
+    }
+
+    /// Life goes on: writes land where they should and nowhere else.
+    fn write_on(&self, world: &mut World, content: &mut [u8]) -> Verdict {
+        let mut rng = Rng::new(self.seed);
+        for n in 0..6 {
+            let sectors = 1 + rng.below(24);
+            let at = rng.below(SECTORS - sectors + 1);
+            let mem = Mem::zeroed((sectors * SECTOR) as usize).ok_or("memory")?;
+            for sector in 0..sectors {
+                let bytes = bytes_of(stamp(LATER + n, at + sector));
+                mem.store((sector * SECTOR) as usize, &bytes);
+                content[((at + sector) * SECTOR) as usize..][..SECTOR as usize]
+                    .copy_from_slice(&bytes);
+            }
+            let span = Span::new(at * SECTOR, sectors * SECTOR).ok_or("a span")?;
+            let written = ask(world, Kind::Write(Durability::Cached), span, &mem);
+            written.map_err(|errno| format!("writing on after the crash: {errno}"))?;
+        }
+        match read_all(world)? == content {
+            true => Ok(()),
+            false => Err("what was written after the crash reads otherwise".to_owned()),
+        }
+    }
+
+    /// QEMU agrees: about what the crash left, and about what we made of it.
+    fn show_to_qemu(&self, cells: &Cells, found: &[u8], closed: &Images) -> Verdict {
+        let read = Oracle::new(self.stack, self.images).read();
+        let read = read.map_err(|error| format!("QEMU, of the crash image: {error}"))?;
+        cells
+            .crashed(&read)
+            .map_err(|error| format!("QEMU reads: {error}"))?;
+        let oracle = Oracle::new(self.stack, closed);
+        oracle.check()?;
+        match oracle.read()? == found {
+            true => Ok(()),
+            false => Err("QEMU reads the closed images otherwise".to_owned()),
+        }
     }
 }

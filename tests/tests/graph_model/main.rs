@@ -18,8 +18,9 @@ mod world;
 use oracle::Oracle;
 use plan::Plan;
 use ring::sim::Rng;
-use run::Run;
-use start::{SPARE_FILES, Start, with_filters};
+use run::{Counts, Run};
+use stack::Filter;
+use start::{Start, with_filters};
 use tests::cells::bytes_of;
 
 /// The seeds of a test: `count` from `first` on, unless the environment says otherwise.
@@ -33,32 +34,41 @@ fn seeds(first: u64, count: u64) -> Vec<u64> {
     (first..first + count).collect()
 }
 
-fn start(seed: u64) -> Start {
-    let mut start = Start::by_qemu(seed);
+fn start(seed: u64) -> Result<Start, String> {
+    let mut start = match seed % 2 {
+        0 => Start::by_qemu(seed / 2),
+        _ => Start::by_us(seed, None)?,
+    };
     let mut rng = Rng::new(seed ^ 0xf117);
     with_filters(&mut start.stack, &mut rng);
-    let spare = (start::LAYERS_MAX * 2) as u32 + SPARE_FILES;
-    start.images.entry(ring::FileId(spare - 1)).or_default();
-    start
+    Ok(start)
 }
 
 /// Runs a plan and says how to see a failure again.
-fn run(plan: &Plan) -> (usize, usize) {
-    let start = start(plan.seed);
-    let outcome = Run::new(plan, &start).and_then(|mut run| {
+fn run(plan: &Plan, start: &Start) -> Counts {
+    let outcome = Run::new(plan, start).and_then(|mut run| {
         run.all()?;
-        Ok((run.crashes, run.failed_requests))
+        Ok(run.counts)
     });
     outcome.unwrap_or_else(|fault| {
         let nodes = start.stack.blockdevs();
         let nodes: Vec<_> = nodes.iter().map(|node| node.options.as_str()).collect();
-        let layers: Vec<_> = start.stack.layers.iter().map(|l| l.format).collect();
-        panic!(
-            "{plan:?}\n{layers:#?}\n{}\nseed {}: {fault}",
-            nodes.join("\n"),
-            plan.seed
-        )
+        let layers = start.stack.layers.iter().map(|l| format!("{:?}", l.format));
+        let layers: Vec<_> = layers.collect();
+        let (layers, nodes) = (layers.join("\n"), nodes.join("\n"));
+        panic!("{plan:?}\n{layers}\n{nodes}\nseed {}: {fault}", plan.seed)
     })
+}
+
+/// Runs many, and adds up what happened.
+fn run_all(plans: impl Iterator<Item = Plan>) -> Counts {
+    let mut counts = Counts::default();
+    for plan in plans {
+        let start = start(plan.seed).unwrap_or_else(|fault| panic!("seed {}: {fault}", plan.seed));
+        counts.add(run(&plan, &start));
+    }
+    println!("{counts:?}");
+    counts
 }
 
 /// What the tests begin with is what they think it is.
@@ -73,20 +83,51 @@ fn qemu_reads_what_it_was_told_to_write() {
     }
 }
 
+/// And we read the same.
+#[test]
+fn what_qemu_made_reads_as_it_was_written() {
+    for seed in 0..start::QEMU_STARTS {
+        let start = Start::by_qemu(seed);
+        let plan = Plan::by_seed(seed);
+        let left = crash::Left {
+            plan: &plan,
+            stack: &start.stack,
+            images: &start.images,
+            seed,
+        };
+        let bytes: Vec<u8> = start.content.iter().copied().flat_map(bytes_of).collect();
+        assert!(left.read().unwrap().0 == bytes, "seed {seed}");
+    }
+}
+
 #[test]
 fn reads_equal_the_model_and_a_crash_leaves_leaks_at_worst() {
-    let crashes: usize = seeds(0, 100)
-        .into_iter()
-        .map(|seed| run(&Plan::by_seed(seed)).0)
-        .sum();
-    println!("{crashes} crash images");
+    let counts = run_all(seeds(0, 150).into_iter().map(Plan::by_seed));
+    assert!(counts.crashes > 0, "{counts:?}");
 }
 
 #[test]
 fn a_failing_disk_fails_requests_and_nothing_else() {
-    let runs = seeds(1000, 100)
-        .into_iter()
-        .map(|seed| run(&Plan::by_seed(seed).failing()));
-    let (crashes, failed) = runs.fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
-    println!("{crashes} crash images, {failed} failed requests");
+    let plans = seeds(1000, 100).into_iter();
+    let counts = run_all(plans.map(|seed| Plan::by_seed(seed).failing()));
+    assert!(counts.failed_requests > 0, "{counts:?}");
+}
+
+/// One run for each operation the host carries out: that one fails.
+#[test]
+fn an_error_at_any_one_operation_leaves_a_clean_image_that_equals_the_model() {
+    for (seed, bottom) in [(2000, None), (2001, Some("layer0"))] {
+        println!("seed {seed}");
+        let mut start = Start::by_us(seed, Some(2)).unwrap();
+        let copy = Filter::CopyOnRead(bottom.map(str::to_owned));
+        start.stack.top_mut().filters.push(copy);
+        let calm = Plan::calm(seed, 200);
+        let count = run(&calm, &start).operations;
+        assert!(count > 100, "{count}");
+        for nth in 0..count {
+            let counts = run(&calm.failing_once(nth), &start);
+            assert_eq!(counts.leaks, 0, "seed {seed} operation {nth}: {counts:?}");
+        }
+        println!("{count} operations failed, one at a time");
+    }
 }

@@ -24,6 +24,8 @@ pub struct Plan {
     /// Is the graph changed on the way?
     pub edits: bool,
     pub steps: usize,
+    /// The operation of the disk that fails, if one does.
+    pub fails: Option<u64>,
 }
 
 impl Plan {
@@ -57,7 +59,37 @@ impl Plan {
             discards: rng.coin(),
             edits: false,
             steps: 80,
+            fails: None,
         }
+    }
+
+    /// One lane on a disk that does as it is told.
+    pub fn calm(seed: u64, steps: usize) -> Plan {
+        Plan {
+            seed,
+            block_bytes: 512,
+            weather: Weather::CALM,
+            holds: false,
+            room_bytes: 64 << 20,
+            lanes: 1,
+            mode: Mode::Fast,
+            overlap: Overlap::Never,
+            discards: true,
+            edits: false,
+            steps,
+            fails: None,
+        }
+    }
+
+    /// The same, but for one operation.
+    pub fn failing_once(mut self, nth: u64) -> Plan {
+        self.fails = Some(nth);
+        self
+    }
+
+    /// Are crashes looked at?
+    pub fn crashes(&self) -> bool {
+        self.fails.is_none() && self.steps < 200
     }
 
     /// The same on a disk that fails now and then.
@@ -75,6 +107,6 @@ impl Plan {
 
     /// May requests fail?
     pub fn may_fail(&self) -> bool {
-        self.weather.failed > 0 || self.room_bytes < 1 << 20
+        self.fails.is_some() || self.weather.failed > 0 || self.room_bytes < 1 << 20
     }
 }

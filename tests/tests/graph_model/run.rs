@@ -15,6 +15,8 @@ use tests::cells::{Cells, End, SECTOR, bytes_of};
 const TURNS_MAX: usize = 200_000;
 /// Crash images that are looked at, at each moment that is.
 const CRASHES: u64 = 2;
+/// QEMU is asked about one in so many.
+const SHOWN_TO_QEMU: u64 = 40;
 
 /// A request that is under way.
 struct Flying {
@@ -34,8 +36,31 @@ pub struct Run<'a> {
     rng: Rng,
     /// Turns since a request ended.
     idle_turns: usize,
+    pub counts: Counts,
+}
+
+/// What happened in a run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
     pub failed_requests: usize,
+    /// Crash images that were looked at.
     pub crashes: usize,
+    /// Those of them that QEMU looked at too.
+    pub shown_to_qemu: usize,
+    /// Clusters that leaked, when all was closed.
+    pub leaks: u64,
+    /// Operations of the host.
+    pub operations: u64,
+}
+
+impl Counts {
+    pub fn add(&mut self, other: Counts) {
+        self.failed_requests += other.failed_requests;
+        self.crashes += other.crashes;
+        self.shown_to_qemu += other.shown_to_qemu;
+        self.leaks += other.leaks;
+        self.operations += other.operations;
+    }
 }
 
 /// What went wrong.
@@ -61,22 +86,28 @@ impl<'a> Run<'a> {
             flying: BTreeMap::new(),
             rng: Rng::new(plan.seed ^ 0xba7c),
             idle_turns: 0,
-            failed_requests: 0,
-            crashes: 0,
+            counts: Counts::default(),
         })
     }
 
     /// Runs the whole stream, waits for its end and looks at everything.
     pub fn all(&mut self) -> Verdict {
+        let first = self.world.disk.count();
         if self.plan.holds {
             let hold = Rule::every(Act::Hold).times(Times::Chance(40));
             self.world.disk.rule(hold);
+        }
+        if let Some(nth) = self.plan.fails {
+            let fail = Rule::every(Act::Fail(libc::EIO));
+            self.world
+                .disk
+                .rule(fail.when(move |seen| seen.number == first + nth));
         }
         for (n, step) in stream(self.plan).iter().enumerate() {
             while self.flying.len() > 20 || self.conflicts(step) {
                 self.turn()?;
             }
-            if step.crash {
+            if step.crash && self.plan.crashes() {
                 self.crash(n as u64)?;
             }
             self.issue(TOKEN_MIN + n as u64, *step)?;
@@ -86,7 +117,8 @@ impl<'a> Run<'a> {
             }
         }
         self.settle()?;
-        self.crash(u64::MAX)?;
+        self.counts.operations = self.world.disk.count() - first;
+        self.crash(u64::MAX >> 8)?;
         self.finish()
     }
 
@@ -112,36 +144,47 @@ impl<'a> Run<'a> {
         let found = crash::read_all(&mut self.world)?;
         self.cells.issued(Kind::Read, 0, SECTORS, |_| 0);
         self.cells.read(0, SECTORS, Some(&found))?;
-        self.world.close()?;
+        let closed = self.world.close();
         let images = self.world.disk.images();
         crash::bases_are_untouched(&self.bases, &images)?;
-        let closed = crash::Left {
+        let left = self.left(&images, self.plan.seed);
+        match closed {
+            Ok(()) => {
+                let (again, leaks) = left.read()?;
+                self.counts.leaks = leaks;
+                self.cells.issued(Kind::Read, 0, SECTORS, |_| 0);
+                let same = self.cells.read(0, SECTORS, Some(&again));
+                same.map_err(|error| format!("reopened: {error}"))
+            }
+            // A flush that failed may have lost anything that was not flushed before.
+            Err(_) if self.plan.may_fail() => left.holds_against(&self.cells, false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn left<'b>(&'b self, images: &'b Images, seed: u64) -> crash::Left<'b> {
+        crash::Left {
             plan: self.plan,
             stack: &self.world.stack,
-            images: &images,
-            seed: self.plan.seed,
-        };
-        let again = closed.read()?;
-        self.cells.issued(Kind::Read, 0, SECTORS, |_| 0);
-        self.cells
-            .read(0, SECTORS, Some(&again))
-            .map_err(|e| format!("reopened: {e}"))
+            images,
+            seed,
+        }
     }
 
     fn crash(&mut self, salt: u64) -> Verdict {
+        if !self.plan.crashes() {
+            return Ok(());
+        }
         for n in 0..CRASHES {
             let seed = salt << 8 | n;
             let images = self.world.disk.crash(seed);
-            let left = crash::Left {
-                plan: self.plan,
-                stack: &self.world.stack,
-                images: &images,
-                seed,
-            };
+            let to_qemu = (self.plan.seed * 7 + salt) % SHOWN_TO_QEMU == 0;
+            let left = self.left(&images, seed);
             let verdict = crash::bases_are_untouched(&self.bases, &images)
-                .and_then(|()| left.holds_against(&self.cells));
+                .and_then(|()| left.holds_against(&self.cells, to_qemu));
             verdict.map_err(|e| format!("crash {seed:#x}: {e}"))?;
-            self.crashes += 1;
+            self.counts.crashes += 1;
+            self.counts.shown_to_qemu += usize::from(to_qemu);
         }
         Ok(())
     }
@@ -205,7 +248,7 @@ impl<'a> Run<'a> {
             Err(Errno::IO | Errno::NOSPC) if self.plan.may_fail() => End::Failed,
             Err(errno) => return Err(format!("{step:?} failed with {errno}")),
         };
-        self.failed_requests += usize::from(end == End::Failed);
+        self.counts.failed_requests += usize::from(end == End::Failed);
         self.note(token, &flying, end)
     }
 

@@ -1,9 +1,13 @@
 //! What a run begins with: the files of a stack, and what each of its sectors reads as. Made by qemu-img and qemu-io, or by
 //! our own engine on a calm disk.
 
+use super::crash;
 use super::stack::{Compression, Filter, Format, Layer, Layout, Stack, Version};
-use ring::FileId;
-use ring::sim::{Images, Rng};
+use super::world::{Nature, World};
+use blockgraph::driver::file::Cache;
+use blockgraph::{Kind, Mode, Span, Unmap};
+use ring::sim::{Images, Rng, Weather};
+use ring::{Durability, FileId, Mem};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use tests::cells::{SECTOR, Stamp, bytes_of, stamp};
@@ -14,7 +18,9 @@ pub const SECTORS: u64 = 256;
 /// The longest chain a run begins with.
 pub const LAYERS_MAX: u64 = 4;
 /// Files that a run has to spare, for layers that come later.
-pub const SPARE_FILES: u32 = 4;
+const SPARE_FILES: u32 = 4;
+/// The files of a run: two for a layer, and some to spare.
+pub const FILES: u32 = 2 * LAYERS_MAX as u32 + SPARE_FILES;
 
 /// A stack's files and what they hold.
 #[derive(Clone, Debug)]
@@ -169,9 +175,9 @@ fn possible(mut deeds: Vec<Done>) -> Vec<Done> {
 }
 
 /// Stories for a whole chain.
-fn stories(seed: u64) -> Vec<Story> {
+fn stories(seed: u64, layers: Option<u64>) -> Vec<Story> {
     let mut rng = Rng::new(seed ^ 0x5709);
-    let count = 1 + rng.below(LAYERS_MAX);
+    let count = layers.unwrap_or(1 + rng.below(LAYERS_MAX));
     let mut stories: Vec<Story> = Vec::new();
     for n in 0..count as usize {
         let (file, data) = (FileId(2 * n as u32), FileId(2 * n as u32 + 1));
@@ -214,6 +220,25 @@ impl Start {
         start.clone()
     }
 
+    /// Made by our own engine, of this many layers or by chance.
+    pub fn by_us(seed: u64, layers: Option<u64>) -> Result<Start, String> {
+        let stories = stories(seed ^ 0x0c0c, layers);
+        let mut images: Images = (0..FILES).map(|file| (FileId(file), Vec::new())).collect();
+        let nature = Nature {
+            seed,
+            weather: Weather::CALM,
+            block_bytes: 512,
+            cache: Cache::Direct,
+            room_bytes: 64 << 20,
+            lanes: 1,
+            mode: Mode::Fast,
+        };
+        for n in 0..stories.len() {
+            images = add_layer(&stories[..=n], &images, nature)?;
+        }
+        Ok(Start::new(stories, images))
+    }
+
     fn new(stories: Vec<Story>, images: Images) -> Start {
         let mut below = contents(&stories);
         let content = as_guest(&below.pop().expect("a layer"));
@@ -228,10 +253,52 @@ impl Start {
     }
 }
 
+/// Makes the last of these layers, on files that hold the others.
+fn add_layer(stories: &[Story], images: &Images, nature: Nature) -> Result<Images, String> {
+    let mut layers = stories.iter().map(|story| story.layer.clone());
+    let stack = Stack {
+        layers: layers.by_ref().collect(),
+    };
+    let (layer, below) = stack.layers.split_last().ok_or("no layer")?;
+    let mut images = images.clone();
+    match layer.format {
+        Format::Raw => {
+            images.insert(layer.file, vec![0; (layer.sectors * SECTOR) as usize]);
+        }
+        Format::Qcow2(_) => {
+            let mut world = World::bare(&images, nature);
+            world.create(layer, below.last())?;
+            images = world.disk.images();
+        }
+    }
+    let mut world = World::open(&stack, &images, nature)?;
+    let n = below.len();
+    for (number, done) in stories[n].deeds.iter().enumerate() {
+        let span = Span::new(done.at * SECTOR, done.sectors * SECTOR).ok_or("a span")?;
+        let kind = match done.deed {
+            Deed::Write | Deed::Compressed => Kind::Write(Durability::Cached),
+            Deed::Zeroes => Kind::WriteZeroes(Unmap::Keep, Durability::Cached),
+            Deed::Unmapped => Kind::WriteZeroes(Unmap::Allow, Durability::Cached),
+        };
+        let mem = match kind {
+            Kind::Write(_) => Mem::zeroed(span.len as usize).ok_or("memory")?,
+            _ => Mem::none(),
+        };
+        for sector in 0..mem.len() as u64 / SECTOR {
+            let stamp = stamp(Story::token(n, number), done.at + sector);
+            mem.store((sector * SECTOR) as usize, &bytes_of(stamp));
+        }
+        let asked = crash::ask(&mut world, kind, span, &mem);
+        asked.map_err(|errno| format!("{done:?} of {}: {errno}", layer.name))?;
+    }
+    world.close()?;
+    Ok(world.disk.images())
+}
+
 /// Makes a chain with qemu-img and qemu-io.
 fn make(seed: u64) -> Start {
     let dir = tempfile::tempdir().expect("a directory");
-    let stories = stories(seed);
+    let stories = stories(seed, None);
     for (n, story) in stories.iter().enumerate() {
         create(dir.path(), n, &stories);
         act(dir.path(), n, story);
@@ -241,7 +308,7 @@ fn make(seed: u64) -> Start {
             qemu_img(words.into_iter().chain([path.as_os_str()])).expect("a snapshot");
         }
     }
-    let mut images = Images::new();
+    let mut images: Images = (0..FILES).map(|file| (FileId(file), Vec::new())).collect();
     for (n, story) in stories.iter().enumerate() {
         let bytes = std::fs::read(path(dir.path(), n)).expect("an image");
         images.insert(story.layer.file, bytes);

@@ -1,8 +1,10 @@
 //! A stack on a simulated disk, opened as the daemon would open it, and some lanes on it.
 
 use super::plan::Plan;
-use super::stack::{Blockdev, Stack, file_name};
+use super::stack::{Blockdev, Compression, Format, Layer, Stack, Version, file_name};
 use blockgraph::driver::file::{Cache, FileDriver, FileKind, FileParts, Flushes};
+use blockgraph::driver::qcow2::create::{self, DataFile, Options};
+use blockgraph::driver::qcow2::format::header;
 use blockgraph::graph::open::open;
 use blockgraph::graph::{Body, Common, Control, DiscardPolicy, NewNode, Shape};
 use blockgraph::pin::Epochs;
@@ -11,6 +13,7 @@ use ring::sim::{Config, Disk, FileConfig, Images, Weather};
 use ring::{Align, Choice, FileId, Ring};
 use std::sync::Arc;
 use tests::blockdev::node_spec;
+use tests::cells::SECTOR;
 
 /// What a world is made like.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +66,17 @@ pub struct World {
 impl World {
     /// Opens `stack` on files of these bytes. Errors: what refuses.
     pub fn open(stack: &Stack, images: &Images, nature: Nature) -> Result<World, String> {
+        let mut world = World::bare(images, nature);
+        world.stack = stack.clone();
+        for node in stack.blockdevs() {
+            world.blockdev(&node)?;
+        }
+        world.top = world.node(&stack.top().top());
+        Ok(world)
+    }
+
+    /// Nothing but nodes for files of these bytes.
+    pub fn bare(images: &Images, nature: Nature) -> World {
         let files = images.keys().map(|file| file.0 + 1).max().unwrap_or(0);
         let disk = disk(images, files, nature);
         let current = Arc::new(Current::default());
@@ -77,18 +91,54 @@ impl World {
             current,
             epochs,
             lanes: Vec::new(),
-            stack: stack.clone(),
+            stack: Stack { layers: Vec::new() },
             top: NodeId(0),
         };
-        for node in stack.blockdevs() {
-            world.blockdev(&node)?;
-        }
-        world.top = world.node(&stack.top().top());
         for _ in 0..nature.lanes {
             let lane = world.lane(nature.mode);
             world.lanes.push(lane);
         }
-        Ok(world)
+        world
+    }
+
+    /// Makes the file of a layer an empty image. Errors: what refuses.
+    pub fn create(&mut self, layer: &Layer, backing: Option<&Layer>) -> Result<(), String> {
+        let Format::Qcow2(layout) = layer.format else {
+            return Err("only qcow2 is created here".to_owned());
+        };
+        let file = self.node(&file_name(layer.file));
+        let data_file = layer.data.map(|data| DataFile {
+            node: self.node(&file_name(data)),
+            name: file_name(data),
+        });
+        let format = |below: &Layer| match below.format {
+            Format::Raw => "raw".to_owned(),
+            Format::Qcow2(_) => "qcow2".to_owned(),
+        };
+        let options = Options {
+            version: match layout.version {
+                Version::V2 => header::Version::V2,
+                Version::V3 => header::Version::V3,
+            },
+            cluster_bytes: layout.cluster_bytes,
+            refcount_bits: u64::from(layout.refcount_bits),
+            backing_file: backing.map(|below| below.name.clone()),
+            backing_format: backing.map(format),
+            data_file,
+            extended_l2: layout.subclusters,
+            lazy_refcounts: layout.lazy_refcounts,
+            compression: match layout.compression {
+                Compression::Zlib => header::Compression::Zlib,
+                Compression::Zstd => header::Compression::Zstd,
+            },
+            ..Options::new(layer.sectors * SECTOR)
+        };
+        let graph = self.current.get();
+        let created = self.control.run(&graph, file, move |io| async move {
+            create::create(&io, file, &options).await
+        });
+        let created = created.map_err(|error| error.to_string())?;
+        created.map_err(|error| format!("creating {}: {error}", layer.name))
     }
 
     /// Opens one node.
