@@ -82,8 +82,11 @@ impl Daemon {
     pub fn execute(&mut self, command: Command) -> Result<(), String> {
         match command {
             Command::Object(ObjectOptions::Iothread(options)) => self.teams.add_iothread(options),
-            Command::Object(ObjectOptions::ThrottleGroup(_)) => {
-                Err("object type 'throttle-group' is not supported by this version".to_owned())
+            Command::Object(ObjectOptions::ThrottleGroup(options)) => {
+                let limits = open::throttle_limits(&options.limits);
+                let graph = self.current.get();
+                let added = graph.throttle_groups().add(&options.id, limits);
+                added.map(drop).map_err(|error| error.to_string())
             }
             Command::Blockdev(options) => self.add_node(options),
             Command::Export(options) => self.add_export(options),
