@@ -7,6 +7,7 @@ use blockgraph::driver::file::Cache;
 use blockgraph::driver::qcow2::Options;
 use blockgraph::driver::qcow2::check::{CheckError, Repair, Report, check, repair_dirty};
 use blockgraph::graph::open::{Backing, DriverSpec, NodeSpec, Qcow2Spec};
+use blockgraph::graph::perm::{Perms, Wants, attach};
 use blockgraph::graph::{Access, Common};
 use ring::Choice;
 use std::os::unix::fs::FileExt;
@@ -360,26 +361,22 @@ fn a_dirty_image_that_is_corrupt_too_is_refused_for_writing() {
     );
 }
 
-/// A writer in another process would not see what a repair does.
+/// A writer elsewhere would not see what a repair does.
 #[test]
-fn an_image_that_another_process_has_open_is_not_repaired() {
+fn an_image_that_another_writer_has_open_is_not_repaired() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("image");
     killed_writer(dir.path());
     let before = std::fs::read(&path).expect("read");
-    let mut holder = std::process::Command::new("qemu-io")
-        .args(["-f", "raw", "-c", "read 0 512", "-c", "sleep 20000"])
-        .arg(&path)
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .expect("qemu-io");
-    let mut line = String::new();
-    let said = holder.stdout.as_mut().expect("a pipe");
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(said), &mut line).expect("a line");
+    let mut other = Bench::new(Choice::Threads, Mode::Fast);
+    let node = other.open(file(&path, Cache::Page));
+    let wants = Wants {
+        needs: Perms::READ_WRITE,
+        shares: Perms::READ,
+    };
+    let _user = attach(&other.current, node, wants, None).expect("attached");
     let bench = Bench::new(Choice::Threads, Mode::Fast);
     let refused = support::open(&bench.current, qcow2(&path, Access::ReadWrite));
-    holder.kill().expect("killed");
-    holder.wait().expect("gone");
     assert_eq!(
         refused.expect_err("locked").to_string(),
         "Failed to get \"write\" lock"
