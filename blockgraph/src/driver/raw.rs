@@ -7,11 +7,12 @@ use super::SECTOR_BYTES;
 use crate::graph::perm::{Perms, Wants};
 use crate::graph::{Edge, Role};
 use crate::io::Io;
-use crate::node::{Driver, Info, Local, Map, Outcome};
-use crate::request::{Dir, Kind, Request};
+use crate::node::{Driver, Info, Limits, Local, Map, Outcome};
+use crate::request::{Dir, Kind, Prealloc, Request};
 use crate::status::Status;
 use crate::units::Span;
 use ring::Errno;
+use std::sync::atomic::{AtomicU64, Ordering};
 use thiserror::Error;
 
 /// The window that is asked for.
@@ -56,9 +57,9 @@ pub enum WindowError {
 #[derive(Debug)]
 pub struct Raw {
     offset_bytes: u64,
-    info: Info,
-    /// Does somebody rely on the child's size staying as it is?
-    fixed: bool,
+    size_bytes: AtomicU64,
+    limits: Limits,
+    window: Window,
 }
 
 impl Raw {
@@ -82,11 +83,9 @@ impl Raw {
         }
         Ok(Raw {
             offset_bytes: offset,
-            info: Info {
-                size_bytes: length,
-                limits: below.limits,
-            },
-            fixed: window != Window::default(),
+            size_bytes: AtomicU64::new(length),
+            limits: below.limits,
+            window,
         })
     }
 }
@@ -126,11 +125,36 @@ impl Driver for Raw {
     }
 
     fn info(&self) -> Info {
-        self.info
+        Info {
+            size_bytes: self.size_bytes.load(Ordering::Acquire),
+            limits: self.limits,
+        }
+    }
+
+    /// Errors: ENOTSUP for a window of a given size (QEMU: "Cannot resize fixed-size raw disks"), EINVAL for one that would
+    /// not fit behind its offset.
+    fn truncate<'a>(&'a self, io: &'a Io, size_bytes: u64, how: Prealloc) -> Local<'a, Outcome> {
+        Box::pin(async move {
+            if self.window.size_bytes.is_some() {
+                return Err(Errno::NOTSUP);
+            }
+            let whole = Span::new(self.offset_bytes, size_bytes).ok_or(Errno::INVAL)?;
+            let before = self.size_bytes.load(Ordering::Acquire);
+            let size = super::whole_sectors(size_bytes);
+            if size < before {
+                self.size_bytes.store(size, Ordering::Release);
+            }
+            let child = io.child(Role::Image)?;
+            let outcome = io.truncate(child, whole.end(), how).await;
+            let size = if outcome.is_ok() { size } else { before };
+            self.size_bytes.store(size, Ordering::Release);
+            outcome
+        })
     }
 
     fn wants(&self, _edge: &Edge, mut above: Wants) -> Wants {
-        if self.fixed {
+        // Somebody relies on the child's size staying as it is.
+        if self.window != Window::default() {
             above.shares = above.shares.without(Perms::RESIZE);
         }
         above

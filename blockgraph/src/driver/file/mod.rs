@@ -5,10 +5,13 @@
 //! the same block is lost.
 
 mod blocks;
+mod create;
 mod locks;
 mod open;
+mod size;
 mod space;
 
+pub use create::{CopyOnWrite, CreateError, CreateOptions, create};
 pub use locks::{LockError, Locking};
 pub use open::{FileError, FileOptions, Kind as FileKind, OpenMode, open};
 
@@ -17,7 +20,7 @@ use crate::graph::perm::Wants;
 use crate::hold::Holds;
 use crate::io::Io;
 use crate::node::{Driver, Engine, Info, Limits, Local, Map, NodeId, Outcome};
-use crate::request::{Dir, Kind, Request};
+use crate::request::{Dir, Kind, Prealloc, Request};
 use crate::status::{Content, Mapping, Status};
 use crate::units::Span;
 use locks::Locks;
@@ -25,7 +28,7 @@ use ring::sys::disk::{Extent, extent};
 use ring::{Durability, Errno, File, Op, SyncLevel};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 /// Where the kernel keeps what was written until it is synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +55,7 @@ pub struct FileParts {
     pub file: Arc<File>,
     /// Regular file or block device.
     pub kind: FileKind,
-    /// Size in bytes, whole sectors.
+    /// Size in bytes at the beginning, whole sectors.
     pub size_bytes: u64,
     /// What transfers suit it.
     pub limits: Limits,
@@ -66,6 +69,10 @@ pub struct FileParts {
 #[derive(Debug)]
 pub struct FileDriver {
     parts: FileParts,
+    /// Size in bytes now, whole sectors.
+    size_bytes: AtomicU64,
+    /// Whoever changes the size holds the first byte of this.
+    resizing: Holds,
     engine: Engine,
     locks: Option<Locks>,
     /// Blocks that are being read, changed and written back.
@@ -82,6 +89,8 @@ impl FileDriver {
     /// A driver on an open file. It takes no locks; see [`open`] for one that does.
     pub fn from_parts(parts: FileParts) -> FileDriver {
         FileDriver {
+            size_bytes: AtomicU64::new(parts.size_bytes),
+            resizing: Holds::default(),
             parts,
             engine: Engine::Any,
             locks: None,
@@ -194,9 +203,13 @@ impl Driver for FileDriver {
 
     fn info(&self) -> Info {
         Info {
-            size_bytes: self.parts.size_bytes,
+            size_bytes: self.size_bytes.load(Ordering::Acquire),
             limits: self.parts.limits,
         }
+    }
+
+    fn truncate<'a>(&'a self, io: &'a Io, size_bytes: u64, how: Prealloc) -> Local<'a, Outcome> {
+        Box::pin(self.resize(io, size_bytes, how))
     }
 
     fn engine(&self) -> Engine {
