@@ -25,7 +25,7 @@ use crate::driver::file::OpenMode;
 use crate::graph::Access;
 use crate::hold::Holds;
 use crate::io::Io;
-use crate::node::{Driver, Info, Local, Map, NodeId, Outcome};
+use crate::node::{Driver, Info, Local, Map, Outcome};
 use crate::request::{Dir, Prealloc, Request};
 use crate::status::Status;
 use crate::tls::TlsClient;
@@ -61,7 +61,6 @@ pub struct NbdOptions {
 /// A disk that a server has.
 #[derive(Debug)]
 pub struct NbdClient {
-    node: NodeId,
     export: export::Export,
     /// Does the server tell what is allocated?
     tells_status: bool,
@@ -72,9 +71,9 @@ pub struct NbdClient {
     holds: Holds,
 }
 
-/// Opens node `node`; also says whether it may be written. Waits for the server, at most as long as `open_timeout` or an
+/// Opens an export; also says whether it may be written. Waits for the server, at most as long as `open_timeout` or an
 /// attempt takes. Errors: see [`ClientError`].
-pub fn open(node: NodeId, options: &NbdOptions) -> Result<(NbdClient, Access), ClientError> {
+pub fn open(options: &NbdOptions) -> Result<(NbdClient, Access), ClientError> {
     check_lengths(options)?;
     let number = Number {
         server: options.server.clone(),
@@ -96,7 +95,6 @@ pub fn open(node: NodeId, options: &NbdOptions) -> Result<(NbdClient, Access), C
     };
     let link = Arc::new(Link::new().map_err(ClientError::System)?);
     let client = NbdClient {
-        node,
         export,
         tells_status: session.context.is_some(),
         tells_depth: options.context.as_deref() == Some(super::wire::CONTEXT_DEPTH),
@@ -131,8 +129,8 @@ impl Driver for NbdClient {
         Box::pin(self.perform(request))
     }
 
-    fn status<'a>(&'a self, _io: &'a Io, span: Span) -> Local<'a, Result<Status, Errno>> {
-        Box::pin(self.ask_status(span))
+    fn status<'a>(&'a self, io: &'a Io, span: Span) -> Local<'a, Result<Status, Errno>> {
+        Box::pin(self.ask_status(io.here(), span))
     }
 
     fn info(&self) -> Info {

@@ -7,7 +7,7 @@ use super::NbdClient;
 use super::link::{Ask, Reply, Ticket};
 use crate::driver::nbd::wire::{Command, CommandFlags, ExportHead, state};
 use crate::hold::Hold;
-use crate::node::Outcome;
+use crate::node::{NodeId, Outcome};
 use crate::request::{Kind, Request, Unmap};
 use crate::status::{Content, Mapping, Status};
 use crate::units::Span;
@@ -265,11 +265,11 @@ impl NbdClient {
         ticket.await.map(|_| ())
     }
 
-    pub(super) async fn ask_status(&self, span: Span) -> Result<Status, Errno> {
+    pub(super) async fn ask_status(&self, here: NodeId, span: Span) -> Result<Status, Errno> {
         let data = Status {
             len: span.len,
             content: Content::Data,
-            mapping: Mapping::At(self.node, span.at),
+            mapping: Mapping::At(here, span.at),
         };
         let there = self.within(span);
         if there.is_empty() {
