@@ -114,7 +114,11 @@ fn disks_of_difficult_servers_equal_the_model() {
     ];
     let blocks: &[&[&str]] = &[
         &["blocksize-minimum=4096", "blocksize-error-policy=error"],
-        &["blocksize-minimum=65536", "blocksize-error-policy=error"],
+        &[
+            "blocksize-minimum=65536",
+            "blocksize-preferred=65536",
+            "blocksize-error-policy=error",
+        ],
         &[
             "blocksize-minimum=1",
             "blocksize-preferred=512",

@@ -88,92 +88,94 @@ fn lies_in_the_greeting_are_refused() {
 
 #[test]
 fn lies_about_options_are_refused() {
-    let first = |peer: &mut Peer| peer.shake_until(Form::Extended, Some(ExtendedHeaders));
-    let cases: Vec<(&str, Box<dyn FnOnce(&mut Peer) + Send>, &str)> = vec![
+    fn first(peer: &mut Peer) {
+        peer.shake_until(Form::Extended, Some(ExtendedHeaders));
+    }
+    let cases: &[(&str, Act, &str)] = &[
         (
             "a reply without magic",
-            Box::new(move |p| {
+            |p| {
                 first(p);
                 p.send(&[0x55; 20]);
-            }),
+            },
             "Unexpected option reply",
         ),
         (
             "a reply to another option",
-            Box::new(move |p| {
+            |p| {
                 first(p);
                 p.reply(Go, Ack, &[]);
-            }),
+            },
             "Unexpected option type",
         ),
         (
             "a reply of 4 GiB",
-            Box::new(move |p| {
+            |p| {
                 first(p);
                 p.reply_with(ExtendedHeaders, Unsupported, u32::MAX, &[]);
                 p.listen();
-            }),
+            },
             "payload too long",
         ),
         (
             "a consent with a payload",
-            Box::new(move |p| {
+            |p| {
                 first(p);
                 p.reply(ExtendedHeaders, Ack, &[1]);
-            }),
+            },
             "Unexpected reply type",
         ),
         (
             "a context that is not the one asked for",
-            Box::new(|p| {
+            |p| {
                 p.shake_until(Form::Structured, Some(SetMetaContext));
                 let mut payload = Vec::new();
                 let (id, name) = (1, "base:other");
                 MetaReply { id, name }.encode(&mut payload);
                 p.reply(SetMetaContext, MetaContext, &payload);
-            }),
+            },
             "different context",
         ),
         (
             "the same context twice",
-            Box::new(|p| {
+            |p| {
                 p.shake_until(Form::Structured, Some(SetMetaContext));
                 p.reply(SetMetaContext, MetaContext, &context(1));
                 p.reply(SetMetaContext, MetaContext, &context(2));
-            }),
+            },
             "different context",
         ),
         (
             "a context of three bytes",
-            Box::new(|p| {
+            |p| {
                 p.shake_until(Form::Structured, Some(SetMetaContext));
                 p.reply(SetMetaContext, MetaContext, &[0; 3]);
-            }),
+            },
             "Bad meta context",
         ),
         (
             "a context that is no text",
-            Box::new(|p| {
+            |p| {
                 p.shake_until(Form::Structured, Some(SetMetaContext));
                 p.reply(SetMetaContext, MetaContext, &[0, 0, 0, 1, 0xff, 0xfe]);
-            }),
+            },
             "Bad meta context",
         ),
         (
             "exports that are never all listed",
-            Box::new(|p| {
+            |p| {
                 p.shake_until(Form::Simple, Some(Go));
                 p.reply(Go, Unsupported, &[]);
                 assert_eq!(p.option(), List);
                 for _ in 0..10_001 {
                     p.reply(List, OptionReplyKind::Server, &[0, 0, 0, 1, b'x']);
                 }
-            }),
+            },
             "too many replies",
         ),
         (
             "an export with a name longer than its reply",
-            Box::new(|p| {
+            |p| {
                 p.shake_until(Form::Simple, Some(Go));
                 p.reply(Go, Unsupported, &[]);
                 p.option();
@@ -182,33 +184,33 @@ fn lies_about_options_are_refused() {
                     OptionReplyKind::Server,
                     &[0xff, 0xff, 0xff, 0xff, b'x'],
                 );
-            }),
+            },
             "Bad export in a listing",
         ),
         (
             "a listing without the export",
-            Box::new(|p| {
+            |p| {
                 p.shake_until(Form::Simple, Some(Go));
                 p.reply(Go, Unsupported, &[]);
                 p.option();
                 p.reply(List, Ack, &[]);
-            }),
+            },
             "No export with name 'disk' available",
         ),
         (
             "hangs up on the export's name",
-            Box::new(|p| {
+            |p| {
                 p.shake_until(Form::Simple, Some(Go));
                 p.reply(Go, Unsupported, &[]);
                 p.option();
                 p.reply(List, Unsupported, &[]);
                 p.option();
-            }),
+            },
             "read export length",
         ),
     ];
     for (name, act, expected) in cases {
-        let said = refusal_of(name, |_| (), act);
+        let said = refusal_of(name, |_| (), *act);
         assert!(said.contains(expected), "{name}: {said}");
     }
 }

@@ -5,11 +5,12 @@
 
 use super::SECTOR_BYTES;
 use crate::graph::perm::{Perms, Wants};
+use crate::graph::status::{Until, status_above};
 use crate::graph::{Edge, Role};
 use crate::io::Io;
 use crate::node::{Driver, Info, Limits, Local, Map, Outcome};
 use crate::request::{Dir, Kind, Prealloc, Request};
-use crate::status::Status;
+use crate::status::{Content, Status};
 use crate::units::Span;
 use ring::Errno;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -108,19 +109,22 @@ impl Driver for Raw {
         io.below(Role::Image, moved)
     }
 
-    /// What the child says of the bytes; that this layer decides the content (LOCAL) follows from there being nothing
-    /// below it to defer to.
+    /// What is found in the child and below it: this layer decides the content (LOCAL), as it has nothing to defer to.
     fn status<'a>(&'a self, io: &'a Io, span: Span) -> Local<'a, Result<Status, Errno>> {
         let below = Span {
             at: span.at + self.offset_bytes,
             len: span.len,
         };
         Box::pin(async move {
-            let mut status = io.status(io.child(Role::Image)?, below).await?;
-            if status.content == crate::status::Content::Below {
-                status.content = crate::status::Content::Data;
-            }
-            Ok(status)
+            let found = status_above(io, io.child(Role::Image)?, Until::Bottom, below).await?;
+            let content = match found.is_zero() {
+                true => Content::Zero,
+                false => Content::Data,
+            };
+            Ok(Status {
+                content,
+                ..found.status
+            })
         })
     }
 

@@ -11,6 +11,7 @@ pub mod fake_nbd;
 pub mod model;
 pub mod nbd;
 pub mod pki;
+pub mod qcow2;
 pub mod qemu;
 
 use blockgraph::graph::open::{self, Child, DriverSpec, FileSpec, NodeSpec, OpenError};

@@ -5,6 +5,7 @@
 //! it, when, and again after a reconnection, in `worker.rs`.
 
 mod address;
+mod chunks;
 mod dial;
 mod error;
 mod export;
