@@ -4,6 +4,7 @@
 //! a slice that is not there, a decompression, an allocation or any change of metadata is served.
 
 pub mod cache;
+pub mod check;
 pub mod create;
 mod extent;
 pub mod format;
@@ -15,6 +16,7 @@ mod read;
 mod status;
 mod unpack;
 mod users;
+mod width;
 
 pub use open::{Image, Options, Qcow2Error};
 

@@ -4,6 +4,7 @@
 //! node's body once they are open.
 
 use super::cache::{Cache, CacheOptions, CacheSizes, SizeError};
+use super::check::CheckError;
 use super::format::entry::{DataIn, Layout, Words, ZeroFlag};
 use super::format::header::{
     Backing, Header, HeaderError, PREFIX_BYTES, Strictness, TableAt, Version,
@@ -48,6 +49,9 @@ pub enum Qcow2Error {
     /// Its metadata is known to be wrong.
     #[error("qcow2: Image is corrupt; cannot be opened read/write")]
     Corrupt,
+    /// It was left dirty, and its refcounts cannot be set right.
+    #[error("{0}")]
+    Repair(CheckError),
     /// The data file is missing.
     #[error("'data-file' is required for this image")]
     DataFileRequired,
@@ -80,6 +84,11 @@ impl Image {
             geometry,
             sizes,
         })
+    }
+
+    /// Did its last writer not close it? Then its refcounts are not to be trusted. (A corrupt image is not repaired unasked.)
+    pub fn needs_repair(&self) -> bool {
+        self.header.incompatible.dirty && !self.header.incompatible.corrupt
     }
 
     /// Is its guest data in another file?
