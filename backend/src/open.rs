@@ -3,7 +3,8 @@
 //! The rule: a pure mapping; every default is filled in already, and nothing is opened here.
 
 use crate::cli::{
-    self, BlockdevOptions, ChildRef, DriverOptions, NodeCommon, Refusal, ThrottleLimits, ThrottleRate,
+    self, BlockdevOptions, ChildRef, DriverOptions, NodeCommon, Refusal, ThrottleLimits,
+    ThrottleRate,
 };
 use blockgraph::driver::file::{Cache, FileKind, FileOptions, Flushes, Locking, OpenMode};
 use blockgraph::driver::null::Reads;
