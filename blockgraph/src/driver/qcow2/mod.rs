@@ -1,5 +1,7 @@
 //! qcow2: guest clusters anywhere in a file, found by two levels of tables (QEMU's docs/interop/qcow2.txt).
 
 pub mod cache;
+pub mod create;
 pub mod format;
 pub mod geometry;
+pub mod image_file;
