@@ -69,9 +69,7 @@ impl Export {
             | ExportHead::CAN_MULTI_CONN;
         flags |= match self.options.writes {
             Writes::Allowed => {
-                ExportHead::SEND_TRIM
-                    | ExportHead::SEND_WRITE_ZEROES
-                    | ExportHead::SEND_FAST_ZERO
+                ExportHead::SEND_TRIM | ExportHead::SEND_WRITE_ZEROES | ExportHead::SEND_FAST_ZERO
             }
             Writes::Refused => ExportHead::READ_ONLY,
         };

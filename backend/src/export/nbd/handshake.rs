@@ -145,9 +145,7 @@ impl Handshake<'_> {
                 self.reply(head.kind, OptionReplyKind::Ack, &[])?;
                 Ok(Next::Tls(tls))
             }
-            OptionKind::ExportName => {
-                Err(Gone::Protocol("an export name before TLS".to_owned()))
-            }
+            OptionKind::ExportName => Err(Gone::Protocol("an export name before TLS".to_owned())),
             kind => {
                 self.line.skip(u64::from(head.len_bytes))?;
                 let text = format!("Option {:#x} not permitted before TLS", kind.number());

@@ -7,7 +7,6 @@ mod admit;
 mod budget;
 mod desk;
 mod exports;
-mod extents;
 mod handshake;
 mod input;
 mod line;
@@ -19,6 +18,7 @@ mod server;
 mod session;
 mod status;
 mod transport;
+mod zeroing;
 
 pub use exports::{AllocationDepth, NbdExportOptions, Writes};
 pub use server::{NbdServer, NbdServerOptions, NbdStillBusy};

@@ -128,9 +128,7 @@ impl Handshake<'_> {
     fn refuse(&mut self, payload: Payload, wrong: Wrong) -> Result<(), Gone> {
         match wrong {
             Wrong::Gone(gone) => Err(gone),
-            Wrong::Invalid(text) => {
-                self.answer(payload, OptionReplyKind::Invalid, text.as_bytes())
-            }
+            Wrong::Invalid(text) => self.answer(payload, OptionReplyKind::Invalid, text.as_bytes()),
         }
     }
 

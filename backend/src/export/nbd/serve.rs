@@ -5,9 +5,10 @@
 use super::admit::{Ask, CACHE_STEP_BYTES};
 use super::budget::Permit;
 use super::desk::Desk;
-use super::extents;
 use super::pool::Lease;
+use super::zeroing;
 use blockgraph::driver::nbd::wire::{NbdError, RequestHead};
+use blockgraph::graph::status::{Until, status_above};
 use blockgraph::{Io, Kind, Outcome, Request, Span, Unmap};
 use ring::{Durability, Errno};
 use std::rc::Rc;
@@ -105,14 +106,14 @@ impl Job {
     }
 
     async fn zero(&self, fua: bool, keep: bool, fast: bool) -> Outcome {
-        let node = self.desk.export.options.node;
-        if fast && !extents::zeroes_fast(self.io.graph(), node) {
-            return Err(Errno::NOTSUP);
-        }
         let unmap = match keep {
             true => Unmap::Keep,
             false => Unmap::Allow,
         };
+        let node = self.desk.export.options.node;
+        if fast && !zeroing::is_fast(self.io.graph(), node, unmap) {
+            return Err(Errno::NOTSUP);
+        }
         let kind = Kind::WriteZeroes(unmap, self.durability(fua));
         self.ask(Request::plain(kind, self.span()?)).await
     }
@@ -190,10 +191,11 @@ impl Job {
             at: span.at,
             len: ahead,
         };
-        let found = extents::find(&self.io, options.node, asked).await?;
-        if !found.zero {
-            self.desk.know_data(asked.first(found.len));
+        let found = status_above(&self.io, options.node, Until::Bottom, asked).await?;
+        let (len, zero) = (found.status.len, found.is_zero());
+        if !zero {
+            self.desk.know_data(asked.first(len));
         }
-        Ok((found.len.min(span.len), found.zero))
+        Ok((len.min(span.len), zero))
     }
 }

@@ -292,7 +292,11 @@ impl Taken {
             Err(gone) => return tracing::debug!("an NBD client is gone: {gone}"),
         };
         let export = agreed.export.clone();
-        let mut served = self.seat.export.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut served = self
+            .seat
+            .export
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         *served = Some(export.clone());
         drop(served);
         let name = &export.options.name;

@@ -149,12 +149,7 @@ impl Session {
             readiness,
             transport,
             seat,
-            desk: Rc::new(Desk::new(
-                export,
-                form,
-                contexts,
-                Outbox::new(send_timeout),
-            )),
+            desk: Rc::new(Desk::new(export, form, contexts, Outbox::new(send_timeout))),
             rules,
             budget: Rc::default(),
             input: Input::new(form),
@@ -297,7 +292,9 @@ impl Session {
             Err(error) => {
                 if error.kind() == io::ErrorKind::TimedOut {
                     let name = &desk.export.options.name;
-                    tracing::warn!("NBD export '{name}': a client that reads no replies is cut off");
+                    tracing::warn!(
+                        "NBD export '{name}': a client that reads no replies is cut off"
+                    );
                 }
                 self.end(Phase::Ending);
             }
@@ -329,16 +326,20 @@ impl Session {
     fn take_one(&mut self) -> io::Result<Came<bool>> {
         match std::mem::replace(&mut self.expect, Expect::Head) {
             Expect::Head => self.take_head(),
-            Expect::Data(payload, durable) => {
-                self.receive(payload, |payload| Expect::Data(payload, durable), |session, payload| {
+            Expect::Data(payload, durable) => self.receive(
+                payload,
+                |payload| Expect::Data(payload, durable),
+                |session, payload| {
                     session.write(payload, durable);
-                })
-            }
-            Expect::Status(payload, how_many) => {
-                self.receive(payload, |payload| Expect::Status(payload, how_many), |session, payload| {
+                },
+            ),
+            Expect::Status(payload, how_many) => self.receive(
+                payload,
+                |payload| Expect::Status(payload, how_many),
+                |session, payload| {
                     session.status(payload, how_many);
-                })
-            }
+                },
+            ),
             Expect::Skip {
                 head,
                 permit,
@@ -454,7 +455,9 @@ impl Session {
     fn write(&mut self, payload: Payload, durable: Durable) {
         let fua = durable == Durable::BeforeTheReply;
         let data = payload.data;
-        self.spawn(payload.head, payload.permit, move |job| job.write(data, fua));
+        self.spawn(payload.head, payload.permit, move |job| {
+            job.write(data, fua)
+        });
     }
 
     fn status(&mut self, payload: Payload, how_many: HowMany) {

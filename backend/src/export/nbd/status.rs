@@ -1,10 +1,10 @@
 //! NBD_CMD_BLOCK_STATUS: a chunk of extents for each context that was asked for.
 
 use super::exports::Context;
-use super::extents::{self, Found};
 use super::serve::Job;
 use blockgraph::Span;
 use blockgraph::driver::nbd::wire::{Extent, NbdError, StatusChunk, state};
+use blockgraph::graph::status::{Found, Until, status_above};
 use ring::Errno;
 
 /// No chunk has more extents; QEMU's limit too ("a server may truncate").
@@ -51,17 +51,16 @@ impl Job {
             if self.desk.is_closing() {
                 return Err(Errno(libc::ESHUTDOWN));
             }
-            let found = extents::find(&self.io, node, rest).await?;
+            let found = status_above(&self.io, node, Until::Bottom, rest).await?;
+            let len = found.status.len;
             let flags = flags(context, &found);
+            let full = extents.len() == extents_max;
             match extents.last_mut() {
-                Some(last) if last.flags == flags => last.len += found.len,
-                _ if extents.len() == extents_max => break,
-                _ => extents.push(Extent {
-                    len: found.len,
-                    flags,
-                }),
+                Some(last) if last.flags == flags => last.len += len,
+                _ if full => break,
+                _ => extents.push(Extent { len, flags }),
             }
-            rest = rest.after(found.len);
+            rest = rest.after(len);
         }
         Ok(extents)
     }
@@ -69,10 +68,10 @@ impl Job {
 
 fn flags(context: Context, found: &Found) -> u64 {
     match context {
-        Context::Depth => u64::from(found.depth),
+        Context::Depth => u64::from(found.allocation_depth()),
         Context::Allocation => {
-            let hole = if found.mapped { 0 } else { state::HOLE };
-            let zero = if found.zero { state::ZERO } else { 0 };
+            let hole = if found.is_data() { 0 } else { state::HOLE };
+            let zero = if found.is_zero() { state::ZERO } else { 0 };
             hole | zero
         }
     }
