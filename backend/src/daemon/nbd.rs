@@ -131,9 +131,9 @@ impl Daemon {
         node: NodeId,
     ) -> Result<(), String> {
         if options.iothread.is_some() {
+            // Each connection has a thread of its own, and would not run on that one.
             return Err(
-                "'iothread' is not supported for exports of type 'nbd': every connection has a thread of its own"
-                    .to_owned(),
+                "'iothread' of an export of type 'nbd' is not supported by this version".to_owned(),
             );
         }
         let graph = self.current.get();
