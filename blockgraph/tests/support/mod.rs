@@ -7,6 +7,7 @@
     reason = "each test file uses its own part, and no other crate any of it"
 )]
 
+pub mod corrupt;
 pub mod model;
 pub mod pki;
 pub mod qcow2;
