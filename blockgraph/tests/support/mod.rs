@@ -8,7 +8,9 @@
 )]
 
 pub mod corrupt;
+pub mod fake_nbd;
 pub mod model;
+pub mod nbd;
 pub mod pki;
 pub mod qcow2;
 pub mod qemu;
