@@ -14,6 +14,7 @@ mod options;
 mod program;
 mod scalar;
 mod schema_export;
+mod schema_nbd;
 mod schema_node;
 mod schema_object;
 #[cfg(test)]
@@ -30,6 +31,7 @@ pub use help::QEMU_VERSION;
 pub use json::parse as parse_json;
 pub use options::*;
 pub use schema_export::export;
+pub use schema_nbd::nbd_server;
 pub use schema_node::blockdev;
 pub use schema_object::{POLL_MAX_NS_DEFAULT, object};
 pub use visit::{Object, Spelling};
@@ -118,6 +120,8 @@ fn step(word: Word) -> Step {
             .and_then(|argument| argument.command(export, Command::Export)),
         Name::Object => argument(&word.value, "qom-type", Help::Objects)
             .and_then(|argument| argument.command(object, Command::Object)),
+        Name::NbdServer => argument(&word.value, "addr", Help::Refused)
+            .and_then(|argument| argument.command(nbd_server, Command::NbdServer)),
         Name::Bare => Err(Refusal::new("Unexpected argument")),
         _ => Err(Refusal::new("not supported by this version")),
     };
