@@ -7,7 +7,7 @@ use crate::driver::file::LockError;
 use crate::graph::perm::Wants;
 use crate::graph::{Edge, Role};
 use crate::io::Io;
-use crate::request::{Dir, Prealloc, Request};
+use crate::request::{Dir, Prealloc, Request, Unmap};
 use crate::status::Status;
 use crate::units::Span;
 use ring::{Errno, FileId};
@@ -100,6 +100,17 @@ impl Limits {
     };
 }
 
+/// What a write of zeroes comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zeroing {
+    /// A note that the range is zero, or that it is nowhere.
+    Fast,
+    /// As many bytes as there are zeroes.
+    Written,
+    /// Whatever it is to that child.
+    Below(Role),
+}
+
 /// How the transfers of a node's files wish to be carried out (QEMU's `aio=`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
@@ -138,6 +149,11 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
         Ok(())
     }
 
+    /// What a write of zeroes comes to, as far as is known: whoever has not tried yet answers fast.
+    fn zeroing(&self, _unmap: Unmap) -> Zeroing {
+        Zeroing::Fast
+    }
+
     /// How its files wish to be driven; of no meaning for a node without files.
     fn engine(&self) -> Engine {
         Engine::Any
@@ -147,6 +163,10 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     fn truncate<'a>(&'a self, _io: &'a Io, _size_bytes: u64, _how: Prealloc) -> Local<'a, Outcome> {
         Box::pin(async { Err(Errno::NOTSUP) })
     }
+
+    /// Somebody cannot wait any longer (a disk is taken away, the process ends): what is under way ends soon, with an error.
+    /// Of no meaning for a node that waits for nobody but this machine.
+    fn cancel(&self) {}
 
     /// Before it is gone for good: make everything durable that a close should. Nothing of its own is in flight then.
     fn close<'a>(&'a self, _io: &'a Io) -> Local<'a, Outcome> {
