@@ -4,11 +4,15 @@ mod support;
 
 use blockgraph::Mode;
 use blockgraph::driver::file::Cache;
+use blockgraph::driver::qcow2::Options;
 use blockgraph::driver::qcow2::check::{CheckError, Repair, Report, check, repair_dirty};
+use blockgraph::graph::open::{Backing, DriverSpec, NodeSpec, Qcow2Spec};
+use blockgraph::graph::perm::{Perms, Wants, attach};
+use blockgraph::graph::{Access, Common};
 use ring::Choice;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use support::{Bench, Chance, file, qemu};
+use support::{Bench, Chance, file, inline, qemu};
 
 fn run_check(path: &Path, repair: Repair) -> Result<Report, CheckError> {
     let mut bench = Bench::new(Choice::Threads, Mode::Fast);
@@ -287,6 +291,97 @@ fn refcounts_that_cannot_be_written_are_made_anew() {
             qemu::check(dir, "image");
         }
     }
+}
+
+fn qcow2(path: &Path, access: Access) -> NodeSpec {
+    let mut spec = file(path, Cache::Page);
+    spec.common.access = access;
+    NodeSpec {
+        name: None,
+        common: Common {
+            access,
+            ..spec.common
+        },
+        driver: DriverSpec::Qcow2(Box::new(Qcow2Spec {
+            file: inline(spec),
+            data_file: None,
+            backing: Backing::Nothing,
+            options: Options::default(),
+        })),
+    }
+}
+
+fn killed_writer(dir: &Path) {
+    prepare(dir, "lazy_refcounts=on", &["write 0 1M"]);
+    let killed = [
+        "-f",
+        "qcow2",
+        "-c",
+        "write -P 5 4M 1M",
+        "-c",
+        "flush",
+        "-c",
+        "abort",
+        "image",
+    ];
+    qemu::run(dir, "qemu-io", &killed);
+    assert!(qemu::info(dir, "image").contains("\"dirty-flag\": true"));
+}
+
+#[test]
+fn a_dirty_image_is_repaired_when_it_is_opened_for_writing_and_not_when_for_reading() {
+    for (access, dirty) in [(Access::ReadOnly, true), (Access::ReadWrite, false)] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let dir = dir.path();
+        killed_writer(dir);
+        let mut bench = Bench::new(Choice::Threads, Mode::Fast);
+        let node = bench.open(qcow2(&dir.join("image"), access));
+        assert_eq!(bench.read(node, 4 << 20, 512), vec![5; 512]);
+        drop(bench);
+        let info = qemu::info(dir, "image");
+        assert!(info.contains(&format!("\"dirty-flag\": {dirty}")), "{info}");
+    }
+}
+
+#[test]
+fn a_dirty_image_that_is_corrupt_too_is_refused_for_writing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("image");
+    killed_writer(dir.path());
+    let image = std::fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .expect("opened");
+    image.write_all_at(&[3], 79).expect("written");
+    let bench = Bench::new(Choice::Threads, Mode::Fast);
+    let refused = support::open(&bench.current, qcow2(&path, Access::ReadWrite));
+    assert_eq!(
+        refused.expect_err("corrupt").to_string(),
+        "qcow2: Image is corrupt; cannot be opened read/write"
+    );
+}
+
+/// A writer elsewhere would not see what a repair does.
+#[test]
+fn an_image_that_another_writer_has_open_is_not_repaired() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("image");
+    killed_writer(dir.path());
+    let before = std::fs::read(&path).expect("read");
+    let mut other = Bench::new(Choice::Threads, Mode::Fast);
+    let node = other.open(file(&path, Cache::Page));
+    let wants = Wants {
+        needs: Perms::READ_WRITE,
+        shares: Perms::READ,
+    };
+    let _user = attach(&other.current, node, wants, None).expect("attached");
+    let bench = Bench::new(Choice::Threads, Mode::Fast);
+    let refused = support::open(&bench.current, qcow2(&path, Access::ReadWrite));
+    assert_eq!(
+        refused.expect_err("locked").to_string(),
+        "Failed to get \"write\" lock"
+    );
+    assert!(std::fs::read(&path).expect("read") == before);
 }
 
 /// With lazy refcounts a killed writer leaves the dirty bit and refcounts of zero for what it wrote.
