@@ -6,7 +6,7 @@ use super::start::{SECTORS, Start};
 use super::stream::{Step, TOKEN_MIN, stream};
 use super::world::{Nature, World};
 use blockgraph::{Event, Kind, Outcome, Span, Started};
-use ring::sim::{Act, Images, Rng, Rule, Times};
+use ring::sim::{Act, Images, Rng, Rule, Times, Weather};
 use ring::{Errno, Mem, Seg, Wait};
 use std::collections::BTreeMap;
 use tests::cells::{Cells, End, SECTOR, bytes_of};
@@ -37,6 +37,8 @@ pub struct Run<'a> {
     /// Turns since a request ended.
     idle_turns: usize,
     pub counts: Counts,
+    /// Does it say what it does?
+    tells: bool,
 }
 
 /// What happened in a run.
@@ -68,7 +70,13 @@ pub type Verdict = Result<(), String>;
 
 impl<'a> Run<'a> {
     pub fn new(plan: &'a Plan, start: &Start) -> Result<Run<'a>, String> {
-        let world = World::open(&start.stack, &start.images, Nature::of(plan))?;
+        // Whoever cannot open an image is told so; that is for other tests.
+        let nature = Nature {
+            weather: Weather::CALM,
+            ..Nature::of(plan)
+        };
+        let world = World::open(&start.stack, &start.images, nature)?;
+        world.disk.set_weather(plan.weather);
         let images = world.disk.images();
         let bases = start
             .stack
@@ -87,6 +95,7 @@ impl<'a> Run<'a> {
             rng: Rng::new(plan.seed ^ 0xba7c),
             idle_turns: 0,
             counts: Counts::default(),
+            tells: std::env::var_os("GRAPH_MODEL_SEED").is_some(),
         })
     }
 
@@ -109,6 +118,9 @@ impl<'a> Run<'a> {
             }
             if step.crash && self.plan.crashes() {
                 self.crash(n as u64)?;
+            }
+            if self.tells {
+                println!("{n}: {step:?}");
             }
             self.issue(TOKEN_MIN + n as u64, *step)?;
             // Batches of one to some.
@@ -140,7 +152,7 @@ impl<'a> Run<'a> {
     fn finish(&mut self) -> Verdict {
         self.world.disk.clear_rules();
         self.world.disk.release_all();
-        self.world.disk.set_weather(ring::sim::Weather::CALM);
+        self.world.disk.set_weather(Weather::CALM);
         let found = crash::read_all(&mut self.world)?;
         self.cells.issued(Kind::Read, 0, SECTORS, |_| 0);
         self.cells.read(0, SECTORS, Some(&found))?;
@@ -243,6 +255,9 @@ impl<'a> Run<'a> {
         self.idle_turns = 0;
         let flying = self.flying.remove(&token).ok_or("ended twice")?;
         let step = flying.step;
+        if self.tells {
+            println!("{}: {outcome:?}", token - TOKEN_MIN);
+        }
         let end = match outcome {
             Ok(()) => End::Done,
             Err(Errno::IO | Errno::NOSPC) if self.plan.may_fail() => End::Failed,

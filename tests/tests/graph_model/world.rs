@@ -156,6 +156,19 @@ impl World {
 
     /// Makes everything durable and lets go of every node.
     pub fn close(&mut self) -> Result<(), String> {
+        let graph = self.current.get();
+        let nodes: Vec<NodeId> = graph.nodes().map(|(id, _)| id).collect();
+        // Parents have higher numbers than what they stand on.
+        for id in nodes.into_iter().rev() {
+            let Some(Body::Driver(driver)) = graph.node(id).map(|node| node.body().clone()) else {
+                continue;
+            };
+            let closed =
+                self.control
+                    .run(&graph, id, move |io| async move { driver.close(&io).await });
+            let closed = closed.map_err(|error| error.to_string())?;
+            closed.map_err(|errno| format!("closing {id:?}: {errno}"))?;
+        }
         Ok(())
     }
 
