@@ -5,10 +5,11 @@ use super::stack::{Blockdev, Compression, Format, Layer, Stack, Version, file_na
 use blockgraph::driver::file::{Cache, FileDriver, FileKind, FileParts, Flushes};
 use blockgraph::driver::qcow2::create::{self, DataFile, Options};
 use blockgraph::driver::qcow2::format::header;
+use blockgraph::filter::throttle::Limits;
 use blockgraph::graph::open::open;
 use blockgraph::graph::{Body, Common, Control, DiscardPolicy, NewNode, Shape};
 use blockgraph::pin::Epochs;
-use blockgraph::{Current, Graph, Lane, Limits, Mode, NodeId};
+use blockgraph::{Current, Graph, Lane, Mode, NodeId};
 use ring::sim::{Config, Disk, FileConfig, Images, Weather};
 use ring::{Align, Choice, FileId, Ring};
 use std::sync::Arc;
@@ -82,6 +83,8 @@ impl World {
         let current = Arc::new(Current::default());
         let epochs = Arc::new(Epochs::default());
         let graph = file_nodes(&disk, files, nature);
+        let groups = graph.throttle_groups();
+        groups.add("group", Limits::default()).expect("a group");
         current.publish(graph);
         let choice = Choice::Sim(disk.clone());
         let control = Control::in_mode(current.clone(), epochs.clone(), choice, nature.mode);
@@ -210,9 +213,9 @@ fn file_nodes(disk: &Disk, files: u32, nature: Nature) -> Graph {
             file: file.clone(),
             kind: FileKind::Regular,
             size_bytes: images[&id].len() as u64,
-            limits: Limits {
+            limits: blockgraph::Limits {
                 discard_bytes: nature.block_bytes.max(512),
-                ..Limits::PLAIN
+                ..blockgraph::Limits::PLAIN
             },
             cache: nature.cache,
             flushes: Flushes::Sync,
