@@ -12,6 +12,7 @@ use crate::status::Status;
 use crate::units::Span;
 use ring::{Errno, FileId};
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 
 /// A future on a queue thread: never leaves it.
@@ -113,6 +114,29 @@ pub enum Engine {
     Uring,
 }
 
+/// The file that a node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Its name, as it was opened.
+    pub path: PathBuf,
+    /// Which file that was, whatever its names are now.
+    pub identity: FileIdentity,
+}
+
+/// Says of two files whether they are one: links and copies of a device node do not matter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileIdentity {
+    /// A regular file.
+    File {
+        /// The file system's device number.
+        device: u64,
+        /// The inode.
+        inode: u64,
+    },
+    /// A block device, by its number.
+    Device(u64),
+}
+
 /// A node that knows where its bytes live. Copy `driver/null.rs` to begin a new one.
 pub trait Driver: Send + Sync + std::fmt::Debug {
     /// Where `span` lives, for a transfer in direction `dir`. Pure; may always answer `Slow`. `span` is not empty and
@@ -141,6 +165,11 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// How its files wish to be driven; of no meaning for a node without files.
     fn engine(&self) -> Engine {
         Engine::Any
+    }
+
+    /// The file it is, for a node that is one.
+    fn origin(&self) -> Option<&Origin> {
+        None
     }
 
     /// Changes the size. Errors: ENOTSUP where the node has no say in it.
