@@ -2,6 +2,8 @@
 //!
 //! The rule: a pure mapping; every default is filled in already, and nothing is opened here.
 
+mod qcow2;
+
 use crate::cli::{self, BlockdevOptions, ChildRef, DriverOptions, NodeCommon, Refusal};
 use blockgraph::driver::file::{Cache, FileKind, FileOptions, Flushes, Locking, OpenMode};
 use blockgraph::driver::null::Reads;
@@ -39,7 +41,7 @@ pub fn node_spec(options: BlockdevOptions) -> Result<NodeSpec, Refusal> {
             file: child(delay.file)?,
             latency_ns: delay.latency_ns,
         },
-        DriverOptions::Qcow2(_) => return Err(unsupported("qcow2")),
+        DriverOptions::Qcow2(image) => qcow2::spec(*image, &common)?,
         DriverOptions::CopyOnRead(_) => return Err(unsupported("copy-on-read")),
         DriverOptions::Throttle(_) => return Err(unsupported("throttle")),
         DriverOptions::Compress(_) => return Err(unsupported("compress")),
@@ -97,14 +99,8 @@ fn file_spec(file: cli::FileOptions, common: &NodeCommon, kind: FileKind) -> Dri
             (false, true) => OpenMode::Auto,
             (false, false) => OpenMode::ReadWrite,
         },
-        cache: match common.cache_direct {
-            true => Cache::Direct,
-            false => Cache::Page,
-        },
-        flushes: match common.cache_no_flush {
-            true => Flushes::Nothing,
-            false => Flushes::Sync,
-        },
+        cache: cache(common),
+        flushes: flushes(common),
         locking: match file.locking {
             cli::Locking::Off => Locking::Off,
             cli::Locking::On => Locking::On,
@@ -118,6 +114,20 @@ fn file_spec(file: cli::FileOptions, common: &NodeCommon, kind: FileKind) -> Dri
         },
     };
     DriverSpec::File(FileSpec { options })
+}
+
+fn cache(common: &NodeCommon) -> Cache {
+    match common.cache_direct {
+        true => Cache::Direct,
+        false => Cache::Page,
+    }
+}
+
+fn flushes(common: &NodeCommon) -> Flushes {
+    match common.cache_no_flush {
+        true => Flushes::Nothing,
+        false => Flushes::Sync,
+    }
 }
 
 fn null_spec(null: &cli::NullOptions, kind: NullKind) -> DriverSpec {

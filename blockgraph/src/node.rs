@@ -11,8 +11,10 @@ use crate::request::{Dir, Prealloc, Request};
 use crate::status::Status;
 use crate::units::Span;
 use ring::{Errno, FileId};
+use std::fs::Metadata;
 use std::future::Future;
-use std::path::PathBuf;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
 /// A future on a queue thread: never leaves it.
@@ -135,6 +137,24 @@ pub enum FileIdentity {
     },
     /// A block device, by its number.
     Device(u64),
+}
+
+impl FileIdentity {
+    /// Of an open file, or of what a path led to.
+    pub fn of(about: &Metadata) -> FileIdentity {
+        match about.file_type().is_block_device() {
+            false => FileIdentity::File {
+                device: about.dev(),
+                inode: about.ino(),
+            },
+            true => FileIdentity::Device(about.rdev()),
+        }
+    }
+
+    /// Of what a path leads to now, if it leads anywhere.
+    pub fn of_path(path: &Path) -> Option<FileIdentity> {
+        path.metadata().ok().map(|about| FileIdentity::of(&about))
+    }
 }
 
 /// A node that knows where its bytes live. Copy `driver/null.rs` to begin a new one.

@@ -50,7 +50,9 @@ pub(crate) struct Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        lock(&self.current.bells).1.retain(|(name, _)| *name != self.name);
+        lock(&self.current.bells)
+            .1
+            .retain(|(name, _)| *name != self.name);
     }
 }
 
@@ -102,12 +104,16 @@ impl Current {
 
     /// Waits until nobody is on a generation older than `generation`, threads that sleep being woken; says whether it came
     /// to that before `deadline`.
+    #[expect(dead_code, reason = "edits come next")]
     pub(super) fn left(&self, generation: u64, deadline: Instant) -> bool {
         for (_, bell) in &lock(&self.bells).1 {
             bell.ring();
         }
         let mut generations = lock(&self.living.generations);
-        while generations.first().is_some_and(|oldest| *oldest < generation) {
+        while generations
+            .first()
+            .is_some_and(|oldest| *oldest < generation)
+        {
             let left = deadline.saturating_duration_since(Instant::now());
             if left == Duration::ZERO {
                 return false;

@@ -11,7 +11,7 @@ use crate::driver::file::{Cache, FileKind, FileOptions, Flushes, Locking, OpenMo
 use crate::driver::qcow2::Options;
 use crate::driver::raw::Window;
 use crate::map::DEPTH_MAX;
-use crate::node::{Engine, NodeId};
+use crate::node::{Engine, FileIdentity, NodeId, Origin};
 use std::fmt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -50,9 +50,18 @@ pub enum Names {
     Any(Parser),
 }
 
-/// Reads a name that is no path, with `common` as what the node inherits. It is the embedding program that knows JSON.
+/// Reads a name that is no path. It is the embedding program that knows JSON and the addresses of protocols.
 #[derive(Clone, Copy)]
-pub struct Parser(pub fn(name: &str, above: &Inherited) -> Result<NodeSpec, String>);
+pub struct Parser(pub fn(name: &str, inherited: &Inherited) -> Result<Parsed, String>);
+
+/// What a name that is no path stands for.
+#[derive(Debug)]
+pub enum Parsed {
+    /// A whole node, its format among it (`json:`).
+    Node(NodeSpec),
+    /// Where the bytes are; the format is on top of it (`nbd:`).
+    Storage(NodeSpec),
+}
 
 impl fmt::Debug for Parser {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -114,6 +123,9 @@ pub enum GateError {
     /// A format without a driver.
     #[error("Unknown driver '{0}'")]
     Format(String),
+    /// Known, and without a driver here.
+    #[error("driver '{0}' is not supported by this version")]
+    Unsupported(String),
     /// A relative name, and the image is in no directory.
     #[error("Cannot generate a base directory for {0} nodes")]
     NoDirectory(&'static str),
@@ -122,13 +134,31 @@ pub enum GateError {
     Loop(String),
 }
 
-/// The formats an image may store for its backing file.
+/// The formats that QEMU's tools store for backing files.
+const OTHER_FORMATS: &[&str] = &[
+    "blkdebug",
+    "bochs",
+    "cloop",
+    "dmg",
+    "luks",
+    "nbd",
+    "parallels",
+    "qcow",
+    "qed",
+    "vdi",
+    "vhdx",
+    "vmdk",
+    "vpc",
+    "vvfat",
+];
+
+/// The formats a backing file may have here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     Raw,
     Qcow2,
     /// The name of a protocol driver: the bytes as they are.
-    File(FileKind),
+    File,
 }
 
 impl Format {
@@ -136,9 +166,18 @@ impl Format {
         match name {
             "raw" => Ok(Format::Raw),
             "qcow2" => Ok(Format::Qcow2),
-            "file" => Ok(Format::File(FileKind::Regular)),
-            "host_device" => Ok(Format::File(FileKind::Device)),
-            other => Err(GateError::Format(other.to_owned())),
+            "file" | "host_device" => Ok(Format::File),
+            other if OTHER_FORMATS.contains(&other) => Err(GateError::Unsupported(other.into())),
+            other => Err(GateError::Format(other.into())),
+        }
+    }
+
+    /// Is `spec` of that format already?
+    fn is_of(self, spec: &NodeSpec) -> bool {
+        match self {
+            Format::Raw => matches!(spec.driver, DriverSpec::Raw { .. }),
+            Format::Qcow2 => matches!(spec.driver, DriverSpec::Qcow2(_)),
+            Format::File => true,
         }
     }
 }
@@ -150,27 +189,23 @@ fn has_protocol(name: &str) -> bool {
 }
 
 /// The full name of the backing file that the image in `storage` names: relative names begin at the image's directory.
-pub(super) fn backing_name(
-    graph: &Graph,
-    storage: NodeId,
-    name: &str,
-) -> Result<PathBuf, GateError> {
+fn full_name(graph: &Graph, storage: NodeId, name: &str) -> Result<PathBuf, GateError> {
     if name.starts_with('/') {
         return Ok(name.into());
     }
-    let origin = origin(graph, storage)?;
+    let image = &origin(graph, storage)?.path;
     // Joined as text would be: what symbolic links there are in it is the kernel's to follow.
-    let directory = origin.parent().unwrap_or(Path::new(""));
+    let directory = image.parent().unwrap_or(Path::new(""));
     Ok(directory.join(name))
 }
 
 /// The file that an image is in, past filters and formats on the way.
-fn origin(graph: &Graph, storage: NodeId) -> Result<&Path, GateError> {
+pub(super) fn origin(graph: &Graph, storage: NodeId) -> Result<&Origin, GateError> {
     let mut id = storage;
     for _ in 0..DEPTH_MAX {
         let Some(node) = graph.node(id) else { break };
         if let Some(origin) = node.origin() {
-            return Ok(&origin.path);
+            return Ok(origin);
         }
         let shape = node.shape();
         let roles = [Role::Filtered, Role::Image, Role::Metadata];
@@ -182,21 +217,33 @@ fn origin(graph: &Graph, storage: NodeId) -> Result<&Path, GateError> {
     Err(GateError::NoDirectory("unknown"))
 }
 
-/// What is behind a backing file's name, below its format.
-pub(super) fn backing_storage(
+/// What is behind a backing file's name.
+pub(super) fn backing(
     graph: &Graph,
     storage: NodeId,
     name: &str,
     inherited: &Inherited,
     named: &Named,
-) -> Result<NodeSpec, GateError> {
+) -> Result<Parsed, GateError> {
     if !has_protocol(name) {
-        let path = backing_name(graph, storage, name)?;
-        return Ok(file(path, inherited));
+        let path = full_name(graph, storage, name)?;
+        return Ok(Parsed::Storage(file(path, inherited)));
     }
     match &named.names {
         Names::Paths => Err(GateError::NotAPath(name.to_owned())),
         Names::Any(Parser(parse)) => parse(name, inherited).map_err(GateError::Name),
+    }
+}
+
+/// Errors: the file that `spec` would open is one of those `above`. Only looks; whoever opens it looks again.
+pub(super) fn check_loop(spec: &NodeSpec, above: &[FileIdentity]) -> Result<(), GateError> {
+    let DriverSpec::File(FileSpec { options }) = &spec.driver else {
+        return Ok(());
+    };
+    let identity = FileIdentity::of_path(&options.filename);
+    match identity.is_some_and(|identity| above.contains(&identity)) {
+        true => Err(GateError::Loop(options.filename.display().to_string())),
+        false => Ok(()),
     }
 }
 
@@ -207,7 +254,10 @@ pub(super) fn data_storage(name: &str, inherited: &Inherited) -> NodeSpec {
 
 /// A file or block device, whichever the path leads to; `file::open` looks again.
 fn file(path: PathBuf, inherited: &Inherited) -> NodeSpec {
-    let is_device = |path: &Path| path.metadata().is_ok_and(|m| m.file_type().is_block_device());
+    let is_device = |path: &Path| {
+        path.metadata()
+            .is_ok_and(|m| m.file_type().is_block_device())
+    };
     let kind = match is_device(&path) {
         true => FileKind::Device,
         false => FileKind::Regular,
@@ -231,15 +281,25 @@ fn file(path: PathBuf, inherited: &Inherited) -> NodeSpec {
     }
 }
 
-/// The node of that format on `storage`.
+/// What a name stands for, with that format: it is put on top of what is only storage.
 pub(super) fn formatted(
+    parsed: Parsed,
     format: Format,
-    storage: Child,
     inherited: &Inherited,
     named: &Named,
 ) -> NodeSpec {
+    match parsed {
+        Parsed::Node(spec) | Parsed::Storage(spec) if format.is_of(&spec) => spec,
+        Parsed::Node(spec) | Parsed::Storage(spec) => {
+            on(Child::Inline(Box::new(spec)), format, inherited, named)
+        }
+    }
+}
+
+/// A node of that format on `storage`.
+pub(super) fn on(storage: Child, format: Format, inherited: &Inherited, named: &Named) -> NodeSpec {
     let driver = match format {
-        Format::Raw | Format::File(_) => DriverSpec::Raw {
+        Format::Raw | Format::File => DriverSpec::Raw {
             file: storage,
             window: Window::default(),
         },

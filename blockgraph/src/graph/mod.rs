@@ -147,6 +147,11 @@ impl Node {
         &self.shape
     }
 
+    /// The files its `map` may answer.
+    pub fn files(&self) -> &[Arc<File>] {
+        &self.files
+    }
+
     /// The file it is, if it is one.
     pub fn origin(&self) -> Option<&Origin> {
         match &self.body {

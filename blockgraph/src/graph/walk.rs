@@ -52,7 +52,10 @@ impl Graph {
                     done.push(id);
                 } else if seen.insert(id) {
                     path.push((id, true));
-                    let edges = self.node(id).into_iter().flat_map(|node| node.shape().edges());
+                    let edges = self
+                        .node(id)
+                        .into_iter()
+                        .flat_map(|node| node.shape().edges());
                     path.extend(edges.map(|edge| (edge.child, false)));
                 }
             }
@@ -166,7 +169,11 @@ mod tests {
         assert_eq!(order.len(), graph.all_parents_first().len());
         let place = |id| order.iter().position(|other| *other == id).expect("there");
         for (id, node) in graph.nodes() {
-            assert!(node.shape().edges().all(|edge| place(edge.child) > place(id)));
+            assert!(
+                node.shape()
+                    .edges()
+                    .all(|edge| place(edge.child) > place(id))
+            );
         }
     }
 

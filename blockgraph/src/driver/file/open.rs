@@ -146,19 +146,9 @@ pub fn open(id: FileId, options: &FileOptions) -> Result<(FileDriver, Access), F
     opened.locks = Locks::new(path, options.locking);
     opened.origin = Some(Origin {
         path: options.filename.clone(),
-        identity: identity(options.kind, &about),
+        identity: FileIdentity::of(&about),
     });
     Ok((opened, access))
-}
-
-fn identity(kind: Kind, about: &Metadata) -> FileIdentity {
-    match kind {
-        Kind::Regular => FileIdentity::File {
-            device: about.dev(),
-            inode: about.ino(),
-        },
-        Kind::Device => FileIdentity::Device(about.rdev()),
-    }
 }
 
 fn open_file(options: &FileOptions) -> io::Result<(std::fs::File, Access)> {

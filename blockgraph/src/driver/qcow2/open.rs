@@ -82,6 +82,18 @@ impl Image {
         })
     }
 
+    /// Does `file` begin like an image?
+    pub async fn is_one(io: &Io, file: NodeId) -> Result<bool, Errno> {
+        let mem = Mem::zeroed(PREFIX_BYTES).ok_or(Errno::NOMEM)?;
+        read_or_zeroes(io, file, 0, mem.clone()).await?;
+        let mut prefix = [0; PREFIX_BYTES];
+        mem.load(0, &mut prefix);
+        Ok(!matches!(
+            Header::cluster_bytes_of(&prefix),
+            Err(HeaderError::Magic)
+        ))
+    }
+
     /// Is its guest data in another file?
     pub fn has_data_file(&self) -> bool {
         self.header.incompatible.data_file
