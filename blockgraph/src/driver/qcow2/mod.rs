@@ -4,6 +4,7 @@
 //! a slice that is not there, a decompression, an allocation or any change of metadata is served.
 
 pub mod cache;
+pub mod check;
 pub mod create;
 mod extent;
 pub mod format;
@@ -15,6 +16,7 @@ mod read;
 mod status;
 mod unpack;
 mod users;
+mod width;
 
 pub use open::{Image, Options, Qcow2Error};
 
@@ -26,7 +28,7 @@ use crate::node::{Driver, Info, Limits, Local, Map, Outcome};
 use crate::request::{Dir, Kind, Request};
 use crate::status::Status;
 use crate::units::Span;
-use cache::{Cache, View};
+use cache::{Cache, Cleaning, View};
 use extent::extent;
 use format::entry::{DataIn, L1Entry, Malformed, Part};
 use format::header::Header;
@@ -45,6 +47,7 @@ pub struct Qcow2 {
     limits: Limits,
     access: Access,
     l2: Arc<Cache>,
+    _cleaning: Option<Cleaning>,
     /// Never held across an await.
     state: Mutex<Meta>,
     /// Guest clusters being allocated or rewritten: writes to them wait, reads do not.

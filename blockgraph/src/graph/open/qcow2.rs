@@ -1,11 +1,12 @@
 //! Opens qcow2 images: the file first, then what the image says it has besides.
 
-use super::super::gate::{self, Format, GateError, Inherited, Named, Parsed, UnknownFormat};
-use super::super::{Body, Common, Edge, Role, Shape};
+use super::super::gate::{Inherited, Named};
+use super::super::perm::{Perms, Wants};
+use super::super::{Access, Body, Common, Edge, Role, Shape};
 use super::{Child, Made, OpenError, Opening};
-use crate::driver::qcow2::format::header;
+use crate::driver::qcow2::check::{CheckError, repair_dirty};
 use crate::driver::qcow2::{Image, Options, Qcow2Error};
-use crate::node::{FileIdentity, NodeId};
+use crate::node::{Info, NodeId};
 use std::sync::Arc;
 
 /// A qcow2 image.
@@ -49,29 +50,19 @@ impl Opening<'_> {
             named,
         } = spec;
         let (file, mut storage) = self.child(file, depth)?;
-        let load = move |io| async move { Image::load(&io, file, &options).await };
-        let image = self.run(file, load).map_err(|errno| Qcow2Error::Read {
-            what: "qcow2 header",
-            errno,
-        })??;
+        let mut image = self.load(file, &options)?;
+        if image.needs_repair() && common.access == Access::ReadWrite {
+            self.repair(file)?;
+            image = self.load(file, &options)?;
+        }
         let above = self.above.len();
         self.above.extend(self.identity(file));
-        let inherited = Inherited::child(common, &named);
-        let data = match (data_file, image.has_data_file()) {
-            (Some(_), false) => return Err(Qcow2Error::DataFileStray.into()),
-            (Some(child), true) => Some(child),
-            (None, true) => Some(self.stored_data_file(&image, &inherited)?),
-            (None, false) => None,
-        };
-        let data = match data {
-            None => None,
-            Some(child) => {
-                let (data, info) = self.child(child, depth)?;
-                storage = info;
-                self.above.extend(self.identity(data));
-                Some(data)
-            }
-        };
+        let data = self.data_file(data_file, &image, common, &named, depth)?;
+        if let Some((data, info)) = data {
+            storage = info;
+            self.above.extend(self.identity(data));
+        }
+        let data = data.map(|(data, _)| data);
         let backing = match (backing, image.backing()) {
             (Backing::Node(child), _) => Some(self.child(child, depth).map(|(id, _)| id)),
             (Backing::Nothing, _) | (Backing::Stored, None) => None,
@@ -104,58 +95,45 @@ impl Opening<'_> {
         })
     }
 
-    /// The file below a node, if there is one.
-    fn identity(&self, id: NodeId) -> Option<FileIdentity> {
-        let origin = gate::origin(&self.graph, id).ok()?;
-        Some(origin.identity)
+    fn load(&mut self, file: NodeId, options: &Options) -> Result<Image, OpenError> {
+        let options = options.clone();
+        let load = move |io| async move { Image::load(&io, file, &options).await };
+        let loaded = self.run(file, load).map_err(|errno| Qcow2Error::Read {
+            what: "qcow2 header",
+            errno,
+        })?;
+        Ok(loaded?)
     }
 
-    fn stored_data_file(&self, image: &Image, inherited: &Inherited) -> Result<Child, OpenError> {
-        let name = image.data_file().ok_or(Qcow2Error::DataFileRequired)?;
-        let spec = gate::data_storage(name, inherited);
-        gate::check_loop(&spec, &self.above)?;
-        Ok(Child::Inline(Box::new(spec)))
+    /// Its last writer did not close it. Nobody else may write it while its refcounts are set right.
+    fn repair(&mut self, file: NodeId) -> Result<(), OpenError> {
+        let wants = Wants {
+            needs: Perms::READ_WRITE.or(Perms::RESIZE),
+            shares: Perms::READ,
+        };
+        let users = self.graph.users.clone();
+        let ticket = users.lend(&self.graph, file, wants, "a repair")?;
+        let repaired = self.run(file, move |io| async move { repair_dirty(&io, file).await });
+        users.give_back(&self.graph, ticket);
+        let repaired = repaired.map_err(CheckError::File).and_then(|done| done);
+        repaired.map_err(Qcow2Error::Repair)?;
+        Ok(())
     }
 
-    /// Opens the backing file that the image in `file` names, and so on down the chain.
-    fn stored_backing(
+    fn data_file(
         &mut self,
-        stored: &header::Backing,
-        file: NodeId,
+        given: Option<Child>,
+        image: &Image,
         common: Common,
         named: &Named,
         depth: usize,
-    ) -> Result<NodeId, OpenError> {
-        let name = &stored.name;
-        let format = stored.format.as_deref().map(Format::stored).transpose()?;
-        let inherited = Inherited::backing(common, named);
-        let parsed = gate::backing(&self.graph, file, name, &inherited, named)?;
-        if let Parsed::Storage(spec) = &parsed {
-            gate::check_loop(spec, &self.above)?;
-        }
-        let spec = match (format, parsed, named.unknown_format) {
-            (Some(format), parsed, _) => gate::formatted(parsed, format, &inherited, named),
-            (None, Parsed::Node(spec), _) => spec,
-            (None, Parsed::Storage(_), UnknownFormat::Refuse) => {
-                return Err(GateError::NoFormat(name.clone()).into());
-            }
-            (None, Parsed::Storage(spec), UnknownFormat::Probe) => {
-                let storage = self.node(spec, depth + 1)?;
-                if !self.looks_like_qcow2(storage)? {
-                    return Err(GateError::NotProbed(name.clone()).into());
-                }
-                let storage = self.graph.node(storage).map_or("", |node| node.name());
-                let storage = Child::Named(storage.to_owned());
-                gate::on(storage, Format::Qcow2, &inherited, named)
-            }
+    ) -> Result<Option<(NodeId, Info)>, OpenError> {
+        let child = match (given, image.has_data_file()) {
+            (Some(_), false) => return Err(Qcow2Error::DataFileStray.into()),
+            (None, false) => return Ok(None),
+            (Some(child), true) => child,
+            (None, true) => self.stored_data_file(image, &Inherited::child(common, named))?,
         };
-        self.node(spec, depth + 1)
-    }
-
-    fn looks_like_qcow2(&mut self, storage: NodeId) -> Result<bool, OpenError> {
-        let probe = move |io| async move { Image::is_one(&io, storage).await };
-        let probed = self.run(storage, probe).and_then(|probed| probed);
-        let what = "the beginning of the backing file";
-        Ok(probed.map_err(|errno| Qcow2Error::Read { what, errno })?)
+        self.child(child, depth).map(Some)
     }
 }
