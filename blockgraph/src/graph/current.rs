@@ -104,7 +104,6 @@ impl Current {
 
     /// Waits until nobody is on a generation older than `generation`, threads that sleep being woken; says whether it came
     /// to that before `deadline`.
-    #[expect(dead_code, reason = "edits come next")]
     pub(super) fn left(&self, generation: u64, deadline: Instant) -> bool {
         for (_, bell) in &lock(&self.bells).1 {
             bell.ring();

@@ -6,6 +6,7 @@
 pub mod control;
 pub(crate) mod current;
 mod edge;
+pub mod edit;
 
 pub mod gate;
 pub mod open;
@@ -122,6 +123,42 @@ pub struct NewNode {
 }
 
 impl Node {
+    fn new(new: NewNode) -> Node {
+        let NewNode {
+            name,
+            kind,
+            common,
+            body,
+            shape,
+            files,
+        } = new;
+        Node {
+            name,
+            kind,
+            common,
+            body,
+            shape,
+            files,
+        }
+    }
+
+    /// The same with other children.
+    fn with_shape(&self, shape: Shape) -> Node {
+        Node {
+            shape,
+            ..self.clone()
+        }
+    }
+
+    /// Are the two one node, whatever their children?
+    fn is(&self, other: &Node) -> bool {
+        match (&self.body, &other.body) {
+            (Body::Driver(a), Body::Driver(b)) => std::ptr::addr_eq(Arc::as_ptr(a), Arc::as_ptr(b)),
+            (Body::Filter(a), Body::Filter(b)) => std::ptr::addr_eq(Arc::as_ptr(a), Arc::as_ptr(b)),
+            _ => false,
+        }
+    }
+
     /// Its node-name.
     pub fn name(&self) -> &str {
         &self.name
@@ -269,24 +306,21 @@ impl Graph {
 
     /// Adds a node and returns its id.
     pub fn insert(&mut self, new: NewNode) -> NodeId {
+        self.insert_arc(Arc::new(Node::new(new)))
+    }
+
+    fn insert_arc(&mut self, node: Arc<Node>) -> NodeId {
         let id = self.next_id();
-        let NewNode {
-            name,
-            kind,
-            common,
-            body,
-            shape,
-            files,
-        } = new;
-        self.nodes.push(Some(Arc::new(Node {
-            name,
-            kind,
-            common,
-            body,
-            shape,
-            files,
-        })));
+        self.nodes.push(Some(node));
         id
+    }
+
+    /// The same to be kept for later: it is nobody's generation.
+    fn kept(&self) -> Graph {
+        Graph {
+            life: None,
+            ..self.clone()
+        }
     }
 }
 

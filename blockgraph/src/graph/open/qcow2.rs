@@ -129,7 +129,11 @@ impl Opening<'_> {
         depth: usize,
     ) -> Result<Option<(NodeId, Info)>, OpenError> {
         let child = match (given, image.has_data_file()) {
-            (Some(_), false) => return Err(Qcow2Error::DataFileStray.into()),
+            // Opened all the same, as in QEMU: what is wrong with it is said first.
+            (Some(child), false) => {
+                self.child(child, depth)?;
+                return Err(Qcow2Error::DataFileStray.into());
+            }
             (None, false) => return Ok(None),
             (Some(child), true) => child,
             (None, true) => self.stored_data_file(image, &Inherited::child(common, named))?,
