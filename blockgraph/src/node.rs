@@ -7,7 +7,7 @@ use crate::driver::file::LockError;
 use crate::graph::perm::Wants;
 use crate::graph::{Edge, Role};
 use crate::io::Io;
-use crate::request::{Dir, Prealloc, Request};
+use crate::request::{Dir, Prealloc, Request, Unmap};
 use crate::status::Status;
 use crate::units::Span;
 use ring::{Errno, FileId};
@@ -80,6 +80,15 @@ pub struct Info {
     pub limits: Limits,
 }
 
+/// What a node shows instead of what the node it filters does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// Its size in bytes.
+    pub size_bytes: Option<u64>,
+    /// Its limits.
+    pub limits: Option<Limits>,
+}
+
 /// What transfers suit a node. All in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -101,6 +110,17 @@ impl Limits {
         discard_bytes: 512,
         optimal_io_bytes: 0,
     };
+}
+
+/// What a write of zeroes comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zeroing {
+    /// A note that the range is zero, or that it is nowhere.
+    Fast,
+    /// As many bytes as there are zeroes.
+    Written,
+    /// Whatever it is to that child.
+    Below(Role),
 }
 
 /// How the transfers of a node's files wish to be carried out (QEMU's `aio=`).
@@ -169,8 +189,24 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// What is known of the beginning of `span` (see `status.rs`).
     fn status<'a>(&'a self, io: &'a Io, span: Span) -> Local<'a, Result<Status, Errno>>;
 
-    /// Size and limits.
+    /// Size and limits. A driver that filters a child is not asked once it is in the graph: what the child says counts, and
+    /// [`Driver::shown`].
     fn info(&self) -> Info;
+
+    /// What a driver that filters a child shows instead of what that child does ([`crate::graph::Shape::Filter`]).
+    fn shown(&self) -> Shown {
+        Shown::default()
+    }
+
+    /// What it allocates at once, in bytes (a power of two): copies into it are best made of whole ones.
+    fn unit_bytes(&self) -> u64 {
+        1
+    }
+
+    /// Does it take [`crate::request::Kind::WriteCompressed`]?
+    fn compresses(&self) -> bool {
+        false
+    }
 
     /// What it needs and shares of a child when its own users ask for `above`; the same unless it says otherwise.
     fn wants(&self, _edge: &Edge, above: Wants) -> Wants {
@@ -180,6 +216,11 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// Its users now need and share this: tell other processes, or say why it may not be. Called on the control thread.
     fn permit(&self, _wants: Wants) -> Result<(), LockError> {
         Ok(())
+    }
+
+    /// What a write of zeroes comes to, as far as is known: whoever has not tried yet answers fast.
+    fn zeroing(&self, _unmap: Unmap) -> Zeroing {
+        Zeroing::Fast
     }
 
     /// How its files wish to be driven; of no meaning for a node without files.

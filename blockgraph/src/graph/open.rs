@@ -4,10 +4,13 @@
 //! no other thread ever saw it. Options are complete: what an inline child inherits has been filled in by whoever wrote
 //! them down.
 
+mod filters;
 mod named;
 mod qcow2;
 
 pub use qcow2::{Backing, Qcow2Spec};
+
+pub use filters::{FilterError, FilterSpec};
 
 use super::gate::GateError;
 use super::perm::PermError;
@@ -53,6 +56,8 @@ pub enum DriverSpec {
     },
     /// `qcow2`
     Qcow2(Box<Qcow2Spec>),
+    /// Other filters.
+    Filter(Box<FilterSpec>),
     /// The delay filter.
     Delay {
         /// What it delays.
@@ -126,6 +131,9 @@ pub enum OpenError {
     /// The file.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The filter.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
     /// The window on it.
     #[error(transparent)]
     Window(#[from] WindowError),
@@ -302,6 +310,7 @@ impl Opening<'_> {
                 })
             }
             DriverSpec::Qcow2(spec) => self.make_qcow2(*spec, common, depth),
+            DriverSpec::Filter(spec) => self.make_filter(*spec, common, depth),
             DriverSpec::Delay { file, latency_ns } => {
                 let (child, _) = self.child(file, depth)?;
                 Ok(Made {

@@ -19,8 +19,8 @@ use crate::blocking::blocking;
 use crate::graph::perm::Wants;
 use crate::hold::Holds;
 use crate::io::Io;
-use crate::node::{Driver, Engine, Info, Limits, Local, Map, NodeId, Origin, Outcome};
-use crate::request::{Dir, Kind, Prealloc, Request};
+use crate::node::{Driver, Engine, Info, Limits, Local, Map, NodeId, Origin, Outcome, Zeroing};
+use crate::request::{Dir, Kind, Prealloc, Request, Unmap};
 use crate::status::{Content, Mapping, Status};
 use crate::units::Span;
 use locks::Locks;
@@ -217,6 +217,10 @@ impl Driver for FileDriver {
 
     fn origin(&self) -> Option<&Origin> {
         self.origin.as_ref()
+    }
+
+    fn zeroing(&self, unmap: Unmap) -> Zeroing {
+        self.zeroing_of(unmap)
     }
 
     fn engine(&self) -> Engine {
