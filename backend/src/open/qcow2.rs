@@ -33,6 +33,7 @@ pub(super) fn spec(image: Qcow2Options, common: &NodeCommon) -> Result<DriverSpe
 
 fn options(image: &Qcow2Options) -> Options {
     Options {
+        snapshot: image.snapshot.clone(),
         cache: CacheOptions {
             total: image.cache.size_bytes,
             l2: image.cache.l2_size_bytes,

@@ -53,6 +53,7 @@ pub(super) fn read(
         None => None,
     };
     checks.own.merge(later);
+    let snapshot = o.string("x-snapshot")?;
     let image_names = o.word("x-image-names", IMAGE_NAMES)?;
     let probe_backing = o.boolean("x-probe-backing")?.unwrap_or(false);
     Ok(Qcow2Options {
@@ -67,6 +68,7 @@ pub(super) fn read(
         overlap_check,
         cache,
         encrypt,
+        snapshot,
         image_names: image_names.unwrap_or(ImageNames::Paths),
         probe_backing,
     })
