@@ -3,7 +3,7 @@
 use super::oracle::Oracle;
 use super::plan::Plan;
 use super::run::Verdict;
-use super::stack::Stack;
+use super::stack::{Format, Stack, file_name};
 use super::start::SECTORS;
 use super::world::{Nature, World};
 use blockgraph::driver::qcow2::check::{self, Repair};
@@ -69,14 +69,23 @@ pub fn bases_are_untouched(bases: &Images, images: &Images) -> Verdict {
 }
 
 /// No image of a closed stack is worse than leaky; answers how many clusters leaked.
-pub fn check(world: &mut World) -> Result<u64, String> {
-    let layers: Vec<_> = world.stack.qcow2().cloned().collect();
+pub fn check(plan: &Plan, stack: &Stack, images: &Images) -> Result<u64, String> {
+    let mut world = World::bare(images, Nature::calm(plan));
+    let top = stack.layers.len() - 1;
     let mut leaks = 0;
-    for layer in layers {
-        let file = world.node(&super::stack::file_name(layer.file));
+    for (n, layer) in stack.layers.iter().enumerate() {
+        let Format::Qcow2(layout) = layer.format else {
+            continue;
+        };
+        // One that was left dirty is set right when it is opened for writing, which only the top one was.
+        let repair = match n < top && layout.lazy_refcounts {
+            true => Repair::Everything,
+            false => Repair::Nothing,
+        };
+        let file = world.node(&file_name(layer.file));
         let graph = world.current.get();
         let looked = world.control.run(&graph, file, move |io| async move {
-            check::check(&io, file, Repair::Nothing).await
+            check::check(&io, file, repair).await
         });
         let report = looked.map_err(|error| error.to_string())?;
         let report = report.map_err(|error| format!("check of {}: {error}", layer.name))?;
@@ -102,7 +111,7 @@ impl Left<'_> {
         let mut world = self.open()?;
         let found = read_all(&mut world)?;
         world.close()?;
-        let leaks = check(&mut world)?;
+        let leaks = check(self.plan, self.stack, &world.disk.images())?;
         Ok((found, leaks))
     }
 
@@ -115,7 +124,7 @@ impl Left<'_> {
             self.write_on(&mut world, &mut found)?;
         }
         world.close()?;
-        check(&mut world)?;
+        check(self.plan, self.stack, &world.disk.images())?;
         if to_qemu {
             self.show_to_qemu(cells, &found, &world.disk.images())?;
         }

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod crash;
+mod edits;
 mod oracle;
 mod plan;
 mod run;
@@ -113,6 +114,16 @@ fn a_failing_disk_fails_requests_and_nothing_else() {
     assert!(counts.failed_requests > 0, "{counts:?}");
 }
 
+#[test]
+fn a_graph_that_is_changed_under_way_stays_the_same_disk() {
+    let counts = run_all(
+        seeds(3000, 100)
+            .into_iter()
+            .map(|seed| Plan::by_seed(seed).edited()),
+    );
+    assert!(counts.edits > 100, "{counts:?}");
+}
+
 /// One run for each operation the host carries out: that one fails.
 #[test]
 fn an_error_at_any_one_operation_leaves_a_clean_image_that_equals_the_model() {
@@ -120,7 +131,7 @@ fn an_error_at_any_one_operation_leaves_a_clean_image_that_equals_the_model() {
         println!("seed {seed}");
         let mut start = Start::by_us(seed, Some(2)).unwrap();
         let copy = Filter::CopyOnRead(bottom.map(str::to_owned));
-        start.stack.top_mut().filters.push(copy);
+        start.stack.top_mut().push(copy);
         let calm = Plan::calm(seed, 200);
         let count = run(&calm, &start).operations;
         assert!(count > 100, "{count}");

@@ -81,6 +81,12 @@ impl Plan {
         }
     }
 
+    /// The same on a graph that changes now and then.
+    pub fn edited(mut self) -> Plan {
+        self.edits = true;
+        self
+    }
+
     /// The same, but for one operation.
     pub fn failing_once(mut self, nth: u64) -> Plan {
         self.fails = Some(nth);

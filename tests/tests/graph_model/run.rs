@@ -1,10 +1,12 @@
 //! Runs a stream of requests on a stack, holding every answer, and what every crash would leave, against the model.
 
 use super::crash;
+use super::edits;
 use super::plan::Plan;
 use super::start::{SECTORS, Start};
 use super::stream::{Step, TOKEN_MIN, stream};
 use super::world::{Nature, World};
+use blockgraph::graph::edit::Leaving;
 use blockgraph::{Event, Kind, Outcome, Span, Started};
 use ring::sim::{Act, Images, Rng, Rule, Times, Weather};
 use ring::{Errno, Mem, Seg, Wait};
@@ -31,14 +33,16 @@ pub struct Run<'a> {
     pub world: World,
     pub cells: Cells,
     /// The files that nobody may change, as they were.
-    bases: Images,
+    pub bases: Images,
+    /// Nodes that an edit took out, while requests are still on them.
+    pub leaving: Vec<Leaving>,
     flying: BTreeMap<u64, Flying>,
-    rng: Rng,
+    pub rng: Rng,
     /// Turns since a request ended.
     idle_turns: usize,
     pub counts: Counts,
     /// Does it say what it does?
-    tells: bool,
+    pub tells: bool,
 }
 
 /// What happened in a run.
@@ -53,6 +57,8 @@ pub struct Counts {
     pub leaks: u64,
     /// Operations of the host.
     pub operations: u64,
+    /// Changes of the graph.
+    pub edits: usize,
 }
 
 impl Counts {
@@ -62,6 +68,7 @@ impl Counts {
         self.shown_to_qemu += other.shown_to_qemu;
         self.leaks += other.leaks;
         self.operations += other.operations;
+        self.edits += other.edits;
     }
 }
 
@@ -91,6 +98,7 @@ impl<'a> Run<'a> {
             bases: bases.collect(),
             world,
             cells,
+            leaving: Vec::new(),
             flying: BTreeMap::new(),
             rng: Rng::new(plan.seed ^ 0xba7c),
             idle_turns: 0,
@@ -116,6 +124,9 @@ impl<'a> Run<'a> {
             while self.flying.len() > 20 || self.conflicts(step) {
                 self.turn()?;
             }
+            if self.plan.edits && self.rng.below(10) == 0 {
+                edits::one(self).map_err(|e| format!("edit before {n}: {e}"))?;
+            }
             if step.crash && self.plan.crashes() {
                 self.crash(n as u64)?;
             }
@@ -138,6 +149,9 @@ impl<'a> Run<'a> {
     pub fn settle(&mut self) -> Verdict {
         while !self.flying.is_empty() {
             self.turn()?;
+        }
+        for leaving in std::mem::take(&mut self.leaving) {
+            self.world.let_go(leaving)?;
         }
         Ok(())
     }

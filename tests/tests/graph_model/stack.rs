@@ -100,6 +100,13 @@ impl Filter {
     }
 }
 
+/// A filter and the node-name it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placed {
+    pub name: String,
+    pub filter: Filter,
+}
+
 /// One layer: its files, filters between them and the format, the format, filters above it.
 #[derive(Clone, Debug)]
 pub struct Layer {
@@ -111,7 +118,7 @@ pub struct Layer {
     /// On its file, lowest first.
     pub file_filters: Vec<Filter>,
     /// Above it, lowest first.
-    pub filters: Vec<Filter>,
+    pub filters: Vec<Placed>,
     /// More of its options, beginning with a comma.
     pub options: String,
 }
@@ -137,14 +144,14 @@ pub struct Blockdev {
 impl Layer {
     /// What the layer above, or the guest, sees of it.
     pub fn top(&self) -> String {
-        match self.filters.len() {
-            0 => self.name.clone(),
-            n => self.filter_name(n - 1),
-        }
+        let highest = self.filters.last().map(|placed| &placed.name);
+        highest.unwrap_or(&self.name).clone()
     }
 
-    pub fn filter_name(&self, n: usize) -> String {
-        format!("{}-f{n}", self.name)
+    /// Puts a filter on top of it.
+    pub fn push(&mut self, filter: Filter) {
+        let name = format!("{}-f{}", self.name, self.filters.len());
+        self.filters.push(Placed { name, filter });
     }
 
     fn is_qcow2(&self) -> bool {
@@ -182,9 +189,9 @@ impl Layer {
             }
         };
         below = add(self.name.clone(), format!("{format}{}", self.options));
-        for (n, filter) in self.filters.iter().enumerate() {
+        for Placed { name, filter } in &self.filters {
             let options = format!("{},file={below}", filter.options());
-            below = add(self.filter_name(n), options);
+            below = add(name.clone(), options);
         }
         nodes
     }
@@ -223,11 +230,5 @@ impl Stack {
     /// The qcow2 layers.
     pub fn qcow2(&self) -> impl Iterator<Item = &Layer> {
         self.layers.iter().filter(|layer| layer.is_qcow2())
-    }
-
-    /// Can a filter go through the walks' limits? (Eight, however deep.)
-    pub fn filter_count(&self) -> usize {
-        let of = |layer: &Layer| layer.filters.len() + layer.file_filters.len();
-        self.layers.iter().map(of).sum()
     }
 }

@@ -418,22 +418,22 @@ pub fn with_filters(stack: &mut Stack, rng: &mut Rng) {
         }
         if !top {
             if rng.below(4) == 0 {
-                layer.filters.push(Filter::Throttle);
+                layer.push(Filter::Throttle);
             }
             continue;
         }
         let compresses = matches!(layer.format, Format::Qcow2(layout) if layout.compresses());
         if compresses && rng.below(6) == 0 {
-            layer.filters.push(Filter::Compress);
+            layer.push(Filter::Compress);
         }
         if rng.coin() {
             // It copies from the bottom and all above; without one, from everywhere.
             let bottom =
                 (n > 0 && rng.coin()).then(|| bottoms[rng.below(n as u64) as usize].clone());
-            layer.filters.push(Filter::CopyOnRead(bottom));
+            layer.push(Filter::CopyOnRead(bottom));
         }
         if rng.below(3) == 0 {
-            layer.filters.push(Filter::Throttle);
+            layer.push(Filter::Throttle);
         }
     }
 }

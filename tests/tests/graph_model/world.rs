@@ -6,6 +6,7 @@ use blockgraph::driver::file::{Cache, FileDriver, FileKind, FileParts, Flushes};
 use blockgraph::driver::qcow2::create::{self, DataFile, Options};
 use blockgraph::driver::qcow2::format::header;
 use blockgraph::filter::throttle::Limits;
+use blockgraph::graph::edit::{Edit, Leaving};
 use blockgraph::graph::open::open;
 use blockgraph::graph::{Body, Common, Control, DiscardPolicy, NewNode, Shape};
 use blockgraph::pin::Epochs;
@@ -13,6 +14,7 @@ use blockgraph::{Current, Graph, Lane, Mode, NodeId};
 use ring::sim::{Config, Disk, FileConfig, Images, Weather};
 use ring::{Align, Choice, FileId, Ring};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tests::blockdev::node_spec;
 use tests::cells::SECTOR;
 
@@ -51,6 +53,9 @@ impl Nature {
         }
     }
 }
+
+/// Nothing here waits for anything but a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An open stack.
 pub struct World {
@@ -159,20 +164,24 @@ impl World {
 
     /// Makes everything durable and lets go of every node.
     pub fn close(&mut self) -> Result<(), String> {
-        let graph = self.current.get();
-        let nodes: Vec<NodeId> = graph.nodes().map(|(id, _)| id).collect();
-        // Parents have higher numbers than what they stand on.
-        for id in nodes.into_iter().rev() {
-            let Some(Body::Driver(driver)) = graph.node(id).map(|node| node.body().clone()) else {
-                continue;
-            };
-            let closed =
-                self.control
-                    .run(&graph, id, move |io| async move { driver.close(&io).await });
-            let closed = closed.map_err(|error| error.to_string())?;
-            closed.map_err(|errno| format!("closing {id:?}: {errno}"))?;
+        let mut edit = Edit::begin(&self.current);
+        for node in self.stack.blockdevs().iter().rev() {
+            edit.remove(&node.name).map_err(|error| error.to_string())?;
         }
-        Ok(())
+        let (_, leaving) = edit.commit().map_err(|error| error.to_string())?;
+        self.let_go(leaving)
+    }
+
+    /// Closes nodes that left the graph. Errors: what they could not write.
+    pub fn let_go(&mut self, leaving: Leaving) -> Result<(), String> {
+        for lane in &mut self.lanes {
+            // A lane looks at the newest generation when it has something to do.
+            lane.begin_batch();
+            lane.end_batch();
+        }
+        let soon = Instant::now() + PATIENCE;
+        let finished = leaving.finish(&mut self.control, soon);
+        finished.map_err(|(error, _)| error.to_string())
     }
 
     fn lane(&self, mode: Mode) -> Lane {
