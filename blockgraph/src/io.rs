@@ -113,6 +113,15 @@ impl Io {
         }
     }
 
+    /// Bytes of storage that `node` takes up, without what is below it in a backing chain. Errors: ENOTSUP where nobody knows.
+    pub async fn allocated(&self, node: NodeId) -> Result<u64, Errno> {
+        let id = self.skip_filters(node)?;
+        match self.node(id)?.body() {
+            Body::Driver(driver) => driver.allocated(&self.at(id)).await,
+            Body::Filter(_) => Err(Errno::IO),
+        }
+    }
+
     fn skip_filters(&self, node: NodeId) -> Result<NodeId, Errno> {
         let mut id = node;
         for _ in 0..crate::map::DEPTH_MAX {

@@ -233,6 +233,11 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
         None
     }
 
+    /// Bytes of storage that it takes up, without what is below it in a backing chain. Errors: ENOTSUP where nobody knows.
+    fn allocated<'a>(&'a self, _io: &'a Io) -> Local<'a, Result<u64, Errno>> {
+        Box::pin(async { Err(Errno::NOTSUP) })
+    }
+
     /// Changes the size. Errors: ENOTSUP where the node has no say in it.
     fn truncate<'a>(&'a self, _io: &'a Io, _size_bytes: u64, _how: Prealloc) -> Local<'a, Outcome> {
         Box::pin(async { Err(Errno::NOTSUP) })

@@ -132,6 +132,10 @@ impl Driver for Raw {
         Zeroing::Below(Role::Image)
     }
 
+    fn allocated<'a>(&'a self, io: &'a Io) -> Local<'a, Result<u64, Errno>> {
+        Box::pin(async move { io.allocated(io.child(Role::Image)?).await })
+    }
+
     fn info(&self) -> Info {
         Info {
             size_bytes: self.size_bytes.load(Ordering::Acquire),

@@ -198,6 +198,7 @@ impl Image {
             _cleaning: cleaning,
             unpacked: Unpacked::new(header.compression, geometry.cluster_bytes()),
             state: Mutex::new(Meta { header, l1 }),
+            sparse: super::sparse::Sparse::default(),
             holds: Holds::default(),
             users: super::users::Users::default(),
             may_map_writes: AtomicBool::new(false),
