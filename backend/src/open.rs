@@ -2,6 +2,8 @@
 //!
 //! The rule: a pure mapping; every default is filled in already, and nothing is opened here.
 
+mod nbd;
+
 use crate::cli::{self, BlockdevOptions, ChildRef, DriverOptions, NodeCommon, Refusal};
 use blockgraph::driver::file::{Cache, FileKind, FileOptions, Flushes, Locking, OpenMode};
 use blockgraph::driver::null::Reads;
@@ -44,6 +46,7 @@ pub fn node_spec(options: BlockdevOptions) -> Result<NodeSpec, Refusal> {
         DriverOptions::Throttle(_) => return Err(unsupported("throttle")),
         DriverOptions::Compress(_) => return Err(unsupported("compress")),
         DriverOptions::Preallocate(_) => return Err(unsupported("preallocate")),
+        DriverOptions::Nbd(nbd) => nbd::spec(*nbd, &common),
         DriverOptions::Blkdebug(_) => return Err(unsupported("blkdebug")),
     };
     Ok(NodeSpec {
@@ -88,15 +91,26 @@ fn node_common(common: &NodeCommon) -> blockgraph::Common {
     }
 }
 
+fn open_mode(common: &NodeCommon) -> OpenMode {
+    match (common.read_only, common.auto_read_only) {
+        (true, _) => OpenMode::ReadOnly,
+        (false, true) => OpenMode::Auto,
+        (false, false) => OpenMode::ReadWrite,
+    }
+}
+
+fn flushes_of(common: &NodeCommon) -> Flushes {
+    match common.cache_no_flush {
+        true => Flushes::Nothing,
+        false => Flushes::Sync,
+    }
+}
+
 fn file_spec(file: cli::FileOptions, common: &NodeCommon, kind: FileKind) -> DriverSpec {
     let options = FileOptions {
         filename: file.filename,
         kind,
-        mode: match (common.read_only, common.auto_read_only) {
-            (true, _) => OpenMode::ReadOnly,
-            (false, true) => OpenMode::Auto,
-            (false, false) => OpenMode::ReadWrite,
-        },
+        mode: open_mode(common),
         cache: match common.cache_direct {
             true => Cache::Direct,
             false => Cache::Page,

@@ -105,6 +105,14 @@ impl Object {
         self.unsigned(name, scalar::uint64, "integer")
     }
 
+    pub(super) fn uint32(&mut self, name: &str) -> Result<Option<u32>, Refusal> {
+        let value = self.uint64(name)?;
+        value
+            .map(u32::try_from)
+            .transpose()
+            .map_err(|_| Refusal::expects(name, "uint32_t"))
+    }
+
     pub(super) fn uint16(&mut self, name: &str) -> Result<Option<u16>, Refusal> {
         let value = self.uint64(name)?;
         value

@@ -7,11 +7,13 @@ pub mod control;
 mod edge;
 pub mod open;
 pub mod perm;
+mod resources;
 pub mod status;
 mod walk;
 
 pub use control::Control;
 pub use edge::{Edge, Role, Shape};
+pub use resources::{Resources, TlsUnavailable};
 
 use crate::node::{Driver, Filter, Info, NodeId};
 use ring::File;
