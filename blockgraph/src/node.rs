@@ -7,7 +7,7 @@ use crate::driver::file::LockError;
 use crate::graph::perm::Wants;
 use crate::graph::{Edge, Role};
 use crate::io::Io;
-use crate::request::{Dir, Prealloc, Request};
+use crate::request::{Dir, Prealloc, Request, Unmap};
 use crate::status::Status;
 use crate::units::Span;
 use ring::{Errno, FileId};
@@ -100,6 +100,17 @@ impl Limits {
     };
 }
 
+/// What a write of zeroes comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zeroing {
+    /// A note that the range is zero, or that it is nowhere.
+    Fast,
+    /// As many bytes as there are zeroes.
+    Written,
+    /// Whatever it is to that child.
+    Below(Role),
+}
+
 /// How the transfers of a node's files wish to be carried out (QEMU's `aio=`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
@@ -136,6 +147,11 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// Its users now need and share this: tell other processes, or say why it may not be. Called on the control thread.
     fn permit(&self, _wants: Wants) -> Result<(), LockError> {
         Ok(())
+    }
+
+    /// What a write of zeroes comes to, as far as is known: whoever has not tried yet answers fast.
+    fn zeroing(&self, _unmap: Unmap) -> Zeroing {
+        Zeroing::Fast
     }
 
     /// How its files wish to be driven; of no meaning for a node without files.

@@ -4,6 +4,7 @@
 //! world: files, sockets, nodes that exist or do not, identifiers already taken.
 
 mod filters;
+mod nbd;
 mod nbd_client;
 mod qcow2;
 
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 
 use super::error::Refusal;
 pub use filters::*;
+pub use nbd::*;
 pub use nbd_client::*;
 pub use qcow2::*;
 
@@ -55,6 +57,8 @@ pub enum Command {
     Blockdev(BlockdevOptions),
     /// `--export`
     Export(ExportOptions),
+    /// `--nbd-server`
+    NbdServer(NbdServerOptions),
     /// `--object help`: print this on stdout and end with success, whatever was done before.
     ShowHelp(String),
 }
@@ -66,6 +70,8 @@ pub enum ObjectOptions {
     Iothread(IothreadOptions),
     /// `throttle-group`
     ThrottleGroup(ThrottleGroupOptions),
+    /// `tls-creds-x509`
+    TlsCredsX509(TlsCredsX509Options),
 }
 
 /// `--object iothread`
@@ -282,6 +288,8 @@ pub struct ExportOptions {
 pub enum ExportKind {
     /// `vhost-user-blk`
     VhostUserBlk(VhostUserBlkOptions),
+    /// `nbd`
+    Nbd(NbdOptions),
 }
 
 /// `--export vhost-user-blk`

@@ -61,6 +61,11 @@ impl Object {
         }
     }
 
+    /// Is there a member of that name?
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.members.contains_key(name)
+    }
+
     pub(super) fn string(&mut self, name: &str) -> Result<Option<String>, Refusal> {
         match self.take(name) {
             None => Ok(None),

@@ -1,13 +1,18 @@
 //! The orderly end: sessions are drained, everything written is made durable, and only then does anything close.
 
 use super::executor::Daemon;
+use crate::export::nbd::NbdStillBusy;
 use blockgraph::graph::Body;
 use blockgraph::{Event, Graph, Kind, Lane, Mode, NodeId, Span, Started};
 use ring::{Choice, Ring, Wait};
 use std::time::{Duration, Instant};
 
+/// How long what waits for another machine is let wait. Then it is told to end.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How long sessions may take to drain. Beyond it some disk is stuck, and waiting longer helps nobody.
 const DRAIN: Duration = Duration::from_secs(8);
+/// When flushes that wait for another machine are told to end, so that they still can.
+const LAST_CALL: Duration = Duration::from_secs(9);
 /// How long all of it may take: whatever draining took, the flush has the rest.
 const END: Duration = Duration::from_secs(10);
 
@@ -17,6 +22,9 @@ pub enum Unclean {
     /// Requests did not end in time.
     #[error("requests of export {0} did not end in time")]
     StillDraining(String),
+    /// The same of NBD clients.
+    #[error(transparent)]
+    NbdStillBusy(#[from] NbdStillBusy),
     /// Something written may not be durable.
     #[error("cannot flush node {0}: {1}")]
     Flush(String, ring::Errno),
@@ -43,8 +51,15 @@ impl Daemon {
         for export in &mut self.exports {
             export.path = None;
         }
-        let drained = self.drain(begun + DRAIN);
-        let flushed = self.flush(begun + END);
+        if let Some(running) = self.nbd.running() {
+            running.path = None;
+        }
+        let mut drained = self.drain(begun + PATIENCE);
+        if drained.is_err() {
+            self.cancel();
+            drained = self.drain(begun + DRAIN);
+        }
+        let flushed = self.flush(begun + LAST_CALL, begun + END);
         if drained.is_err() {
             std::mem::forget(self);
             return drained.and(flushed);
@@ -56,7 +71,7 @@ impl Daemon {
         flushed.and(closed)
     }
 
-    fn drain(&self, deadline: Instant) -> Result<(), Unclean> {
+    fn drain(&mut self, deadline: Instant) -> Result<(), Unclean> {
         let mut result = Ok(());
         for export in &self.exports {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -64,11 +79,23 @@ impl Daemon {
                 result = result.and(Err(Unclean::StillDraining(export.id.clone())));
             }
         }
+        if let Some(running) = self.nbd.running() {
+            result = result.and(running.server.stop(deadline).map_err(Unclean::from));
+        }
         result
     }
 
+    /// Nobody waits for servers any longer.
+    fn cancel(&self) {
+        for (_, node) in self.current.get().nodes() {
+            if let Body::Driver(driver) = node.body() {
+                driver.cancel();
+            }
+        }
+    }
+
     /// Threads, not io_uring: one flush for each node is no reason to set up a ring, and they are never refused.
-    fn flush(&self, deadline: Instant) -> Result<(), Unclean> {
+    fn flush(&self, last_call: Instant, deadline: Instant) -> Result<(), Unclean> {
         let ring = Ring::new(Choice::Threads)?;
         let epochs = self.teams.epochs().clone();
         let mut lane = Lane::new(ring, self.current.clone(), epochs, Mode::Fast);
@@ -79,8 +106,15 @@ impl Daemon {
             debug_assert_ne!(started, Started::Full, "a flush is served, never mapped");
         }
         let mut result = Ok(());
+        let mut called = false;
         while lane.in_flight() > 0 {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let until = if called { deadline } else { last_call };
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() && !called {
+                called = true;
+                self.cancel();
+                continue;
+            }
             if left.is_zero() {
                 // Dropping it would wait for what is stuck.
                 std::mem::forget(lane);

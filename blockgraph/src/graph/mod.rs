@@ -146,6 +146,11 @@ impl Node {
         &self.shape
     }
 
+    /// The files its `map` may answer.
+    pub fn files(&self) -> &[Arc<File>] {
+        &self.files
+    }
+
     /// True if a write must be looked at, or refused, before it may be mapped.
     pub fn writes_serve(&self) -> bool {
         self.common.detect_zeroes != DetectZeroes::Off || self.common.access == Access::ReadOnly

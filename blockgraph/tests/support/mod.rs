@@ -7,6 +7,7 @@
     reason = "each test file uses its own part, and no other crate any of it"
 )]
 
+pub mod corrupt;
 pub mod fake_nbd;
 pub mod model;
 pub mod nbd;

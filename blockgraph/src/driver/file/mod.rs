@@ -19,8 +19,8 @@ use crate::blocking::blocking;
 use crate::graph::perm::Wants;
 use crate::hold::Holds;
 use crate::io::Io;
-use crate::node::{Driver, Engine, Info, Limits, Local, Map, NodeId, Outcome};
-use crate::request::{Dir, Kind, Prealloc, Request};
+use crate::node::{Driver, Engine, Info, Limits, Local, Map, NodeId, Outcome, Zeroing};
+use crate::request::{Dir, Kind, Prealloc, Request, Unmap};
 use crate::status::{Content, Mapping, Status};
 use crate::units::Span;
 use locks::Locks;
@@ -210,6 +210,10 @@ impl Driver for FileDriver {
 
     fn truncate<'a>(&'a self, io: &'a Io, size_bytes: u64, how: Prealloc) -> Local<'a, Outcome> {
         Box::pin(self.resize(io, size_bytes, how))
+    }
+
+    fn zeroing(&self, unmap: Unmap) -> Zeroing {
+        self.zeroing_of(unmap)
     }
 
     fn engine(&self) -> Engine {

@@ -75,8 +75,9 @@ pub(super) async fn check_flags(
         let step = (u64::from(l1.count) - done).min(STEP_WORDS);
         let at = l1.at + done * 8;
         let mut words = read_words(&image.file, at, step as usize).await?;
+        let before = words.clone();
         let tables = l1_words(&mut disk, &mut words, flags, report).await?;
-        if flags == Flags::Fixed {
+        if words != before {
             let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
             image.file.write(at, &bytes).await?;
         }
