@@ -4,12 +4,16 @@
 
 mod nbd;
 
-use crate::cli::{self, BlockdevOptions, ChildRef, DriverOptions, NodeCommon, Refusal};
+use crate::cli::{
+    self, BlockdevOptions, ChildRef, DriverOptions, NodeCommon, Refusal, ThrottleLimits,
+    ThrottleRate,
+};
 use blockgraph::driver::file::{Cache, FileKind, FileOptions, Flushes, Locking, OpenMode};
 use blockgraph::driver::null::Reads;
 use blockgraph::driver::raw::Window;
+use blockgraph::filter::throttle;
 use blockgraph::graph::open::{
-    Child, DriverSpec, FileSpec, NodeSpec, NullKind, NullSpec, OpenError,
+    Child, DriverSpec, FileSpec, FilterSpec, NodeSpec, NullKind, NullSpec, OpenError,
 };
 use blockgraph::graph::perm::PermError;
 use blockgraph::graph::{Access, DetectZeroes, DiscardPolicy, Sharing};
@@ -42,9 +46,17 @@ pub fn node_spec(options: BlockdevOptions) -> Result<NodeSpec, Refusal> {
             latency_ns: delay.latency_ns,
         },
         DriverOptions::Qcow2(_) => return Err(unsupported("qcow2")),
-        DriverOptions::CopyOnRead(_) => return Err(unsupported("copy-on-read")),
-        DriverOptions::Throttle(_) => return Err(unsupported("throttle")),
-        DriverOptions::Compress(_) => return Err(unsupported("compress")),
+        DriverOptions::CopyOnRead(cor) => filter(FilterSpec::CopyOnRead {
+            file: child(cor.file)?,
+            bottom: cor.bottom,
+        }),
+        DriverOptions::Throttle(throttle) => filter(FilterSpec::Throttle {
+            file: child(throttle.file)?,
+            group: throttle.group,
+        }),
+        DriverOptions::Compress(compress) => filter(FilterSpec::Compress {
+            file: child(compress.file)?,
+        }),
         DriverOptions::Preallocate(_) => return Err(unsupported("preallocate")),
         DriverOptions::Nbd(nbd) => nbd::spec(*nbd, &common),
         DriverOptions::Blkdebug(_) => return Err(unsupported("blkdebug")),
@@ -54,6 +66,28 @@ pub fn node_spec(options: BlockdevOptions) -> Result<NodeSpec, Refusal> {
         common: node_common(&common),
         driver,
     })
+}
+
+fn filter(spec: FilterSpec) -> DriverSpec {
+    DriverSpec::Filter(Box::new(spec))
+}
+
+/// The limits of a throttle group, as its engine has them.
+pub fn throttle_limits(limits: &ThrottleLimits) -> throttle::Limits {
+    let rate = |rate: ThrottleRate| throttle::Rate {
+        avg: rate.average,
+        max: rate.max,
+        max_length_s: rate.max_length_s,
+    };
+    throttle::Limits {
+        bps_total: rate(limits.bps_total),
+        bps_read: rate(limits.bps_read),
+        bps_write: rate(limits.bps_write),
+        iops_total: rate(limits.iops_total),
+        iops_read: rate(limits.iops_read),
+        iops_write: rate(limits.iops_write),
+        iops_size: limits.iops_size_bytes,
+    }
 }
 
 fn unsupported(driver: &str) -> Refusal {

@@ -77,6 +77,15 @@ pub struct Info {
     pub limits: Limits,
 }
 
+/// What a node shows instead of what the node it filters does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// Its size in bytes.
+    pub size_bytes: Option<u64>,
+    /// Its limits.
+    pub limits: Option<Limits>,
+}
+
 /// What transfers suit a node. All in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -136,8 +145,24 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// What is known of the beginning of `span` (see `status.rs`).
     fn status<'a>(&'a self, io: &'a Io, span: Span) -> Local<'a, Result<Status, Errno>>;
 
-    /// Size and limits.
+    /// Size and limits. A driver that filters a child is not asked once it is in the graph: what the child says counts, and
+    /// [`Driver::shown`].
     fn info(&self) -> Info;
+
+    /// What a driver that filters a child shows instead of what that child does ([`crate::graph::Shape::Filter`]).
+    fn shown(&self) -> Shown {
+        Shown::default()
+    }
+
+    /// What it allocates at once, in bytes (a power of two): copies into it are best made of whole ones.
+    fn unit_bytes(&self) -> u64 {
+        1
+    }
+
+    /// Does it take [`crate::request::Kind::WriteCompressed`]?
+    fn compresses(&self) -> bool {
+        false
+    }
 
     /// What it needs and shares of a child when its own users ask for `above`; the same unless it says otherwise.
     fn wants(&self, _edge: &Edge, above: Wants) -> Wants {

@@ -93,8 +93,12 @@ impl Daemon {
                 self.teams.add_iothread(options)
             }
             Command::Object(ObjectOptions::TlsCredsX509(options)) => self.add_tls_creds(options),
-            Command::Object(ObjectOptions::ThrottleGroup(_)) => {
-                Err("object type 'throttle-group' is not supported by this version".to_owned())
+            Command::Object(ObjectOptions::ThrottleGroup(options)) => {
+                self.check_object_id(&options.id)?;
+                let limits = open::throttle_limits(&options.limits);
+                let graph = self.current.get();
+                let added = graph.throttle_groups().add(&options.id, limits);
+                added.map(drop).map_err(|error| error.to_string())
             }
             Command::Blockdev(options) => self.add_node(options),
             Command::Export(options) => self.add_export(options),
@@ -106,7 +110,9 @@ impl Daemon {
 
     /// Is there an object of that id, of whatever type?
     pub(super) fn has_object(&self, id: &str) -> bool {
-        self.teams.has_iothread(id) || self.nbd.has_creds(id)
+        let groups = self.current.get();
+        let is_group = groups.throttle_groups().get(id).is_ok();
+        is_group || self.teams.has_iothread(id) || self.nbd.has_creds(id)
     }
 
     /// Errors: the id is taken.

@@ -90,6 +90,8 @@ impl Control {
             self.turn(deadline)?;
         }
         self.hear();
+        // What it looked up is pinned no longer, or everybody who awaits a grace period waits for the next time that this runs.
+        self.lane.end_batch();
         // The loop ended because it is there.
         result.take().ok_or_else(|| io::ErrorKind::Other.into())
     }

@@ -15,7 +15,8 @@ pub use control::Control;
 pub use edge::{Edge, Role, Shape};
 pub use resources::{Resources, TlsUnavailable};
 
-use crate::node::{Driver, Filter, Info, NodeId};
+use crate::filter::throttle::ThrottleGroups;
+use crate::node::{Driver, Filter, Info, NodeId, Shown};
 use ring::File;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -168,6 +169,8 @@ pub struct Graph {
     implicit: BTreeSet<NodeId>,
     /// Who uses which node; the same for all generations.
     users: Arc<perm::Users>,
+    /// The same for all generations too.
+    throttle_groups: ThrottleGroups,
 }
 
 impl Graph {
@@ -192,6 +195,11 @@ impl Graph {
         named.filter_map(|(at, node)| Some((NodeId(at as u32), node.as_deref()?)))
     }
 
+    /// The throttle groups that nodes may belong to.
+    pub fn throttle_groups(&self) -> &ThrottleGroups {
+        &self.throttle_groups
+    }
+
     /// Every file a walk may end at.
     pub fn files(&self) -> impl Iterator<Item = &Arc<File>> {
         self.nodes().flat_map(|(_, node)| node.files.iter())
@@ -200,11 +208,25 @@ impl Graph {
     /// Size and limits of a node; a filter's are those of what it filters.
     pub fn info(&self, id: NodeId) -> Option<Info> {
         let mut id = id;
+        let mut shown = Shown::default();
         for _ in 0..crate::map::DEPTH_MAX {
             let node = self.node(id)?;
-            match node.body() {
-                Body::Driver(driver) => return Some(driver.info()),
-                Body::Filter(_) => id = node.shape().filtered()?,
+            let filtered = node.shape().filtered();
+            match (node.body(), filtered) {
+                (Body::Filter(_), below) => id = below?,
+                (Body::Driver(driver), None) => {
+                    let info = driver.info();
+                    return Some(Info {
+                        size_bytes: shown.size_bytes.unwrap_or(info.size_bytes),
+                        limits: shown.limits.unwrap_or(info.limits),
+                    });
+                }
+                (Body::Driver(driver), Some(below)) => {
+                    let own = driver.shown();
+                    shown.size_bytes = shown.size_bytes.or(own.size_bytes);
+                    shown.limits = shown.limits.or(own.limits);
+                    id = below;
+                }
             }
         }
         None

@@ -8,6 +8,10 @@ mod qcow2;
 
 pub use qcow2::{Backing, Qcow2Spec};
 
+mod filters;
+
+pub use filters::{FilterError, FilterSpec};
+
 use super::perm::PermError;
 use super::{Access, Body, Common, Control, Current, Graph, NewNode, Resources, Shape, Sharing};
 use crate::driver::file::{self, FileError, FileOptions, OpenMode};
@@ -51,6 +55,8 @@ pub enum DriverSpec {
     },
     /// `qcow2`
     Qcow2(Box<Qcow2Spec>),
+    /// Other filters.
+    Filter(Box<FilterSpec>),
     /// The delay filter.
     Delay {
         /// What it delays.
@@ -124,6 +130,9 @@ pub enum OpenError {
     /// The file.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The filter.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
     /// The window on it.
     #[error(transparent)]
     Window(#[from] WindowError),
@@ -282,6 +291,7 @@ impl Opening<'_> {
                 })
             }
             DriverSpec::Qcow2(spec) => self.make_qcow2(*spec, common, depth),
+            DriverSpec::Filter(spec) => self.make_filter(*spec, common, depth),
             DriverSpec::Delay { file, latency_ns } => {
                 let (child, _) = self.child(file, depth)?;
                 Ok(Made {

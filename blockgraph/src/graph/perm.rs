@@ -58,6 +58,10 @@ impl Perms {
     pub const READ: Perms = Perms([true, false, false, false]);
     /// Reading and writing.
     pub const READ_WRITE: Perms = Perms([true, true, false, false]);
+    /// Writing.
+    pub const WRITE: Perms = Perms([false, true, false, false]);
+    /// Writing what reads the same.
+    pub const WRITE_UNCHANGED: Perms = Perms([false, false, true, false]);
     /// Changing the size.
     pub const RESIZE: Perms = Perms([false, false, false, true]);
 
