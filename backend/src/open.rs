@@ -3,6 +3,7 @@
 //! The rule: a pure mapping; every default is filled in already, and nothing is opened here.
 
 mod nbd;
+mod qcow2;
 
 use crate::cli::{
     self, BlockdevOptions, ChildRef, DriverOptions, NodeCommon, Refusal, ThrottleLimits,
@@ -45,7 +46,7 @@ pub fn node_spec(options: BlockdevOptions) -> Result<NodeSpec, Refusal> {
             file: child(delay.file)?,
             latency_ns: delay.latency_ns,
         },
-        DriverOptions::Qcow2(_) => return Err(unsupported("qcow2")),
+        DriverOptions::Qcow2(image) => qcow2::spec(*image, &common)?,
         DriverOptions::CopyOnRead(cor) => filter(FilterSpec::CopyOnRead {
             file: child(cor.file)?,
             bottom: cor.bottom,
@@ -133,26 +134,13 @@ fn open_mode(common: &NodeCommon) -> OpenMode {
     }
 }
 
-fn flushes_of(common: &NodeCommon) -> Flushes {
-    match common.cache_no_flush {
-        true => Flushes::Nothing,
-        false => Flushes::Sync,
-    }
-}
-
 fn file_spec(file: cli::FileOptions, common: &NodeCommon, kind: FileKind) -> DriverSpec {
     let options = FileOptions {
         filename: file.filename,
         kind,
         mode: open_mode(common),
-        cache: match common.cache_direct {
-            true => Cache::Direct,
-            false => Cache::Page,
-        },
-        flushes: match common.cache_no_flush {
-            true => Flushes::Nothing,
-            false => Flushes::Sync,
-        },
+        cache: cache(common),
+        flushes: flushes(common),
         locking: match file.locking {
             cli::Locking::Off => Locking::Off,
             cli::Locking::On => Locking::On,
@@ -166,6 +154,20 @@ fn file_spec(file: cli::FileOptions, common: &NodeCommon, kind: FileKind) -> Dri
         },
     };
     DriverSpec::File(FileSpec { options })
+}
+
+fn cache(common: &NodeCommon) -> Cache {
+    match common.cache_direct {
+        true => Cache::Direct,
+        false => Cache::Page,
+    }
+}
+
+fn flushes(common: &NodeCommon) -> Flushes {
+    match common.cache_no_flush {
+        true => Flushes::Nothing,
+        false => Flushes::Sync,
+    }
 }
 
 fn null_spec(null: &cli::NullOptions, kind: NullKind) -> DriverSpec {

@@ -1,6 +1,6 @@
 //! `nbd`: what a server is asked for.
 
-use super::{flushes_of, open_mode};
+use super::{flushes, open_mode};
 use crate::cli::{NbdClientOptions, NbdFamily, NbdServerAt, NodeCommon};
 use blockgraph::driver::nbd::client::{Family, Inet, KeepAlive, Lookup, NbdOptions, Server, Tls};
 use blockgraph::graph::open::DriverSpec;
@@ -24,7 +24,7 @@ pub(super) fn spec(nbd: NbdClientOptions, common: &NodeCommon) -> DriverSpec {
         reconnect_delay: seconds(nbd.reconnect_delay_s),
         open_timeout: seconds(nbd.open_timeout_s),
         mode: open_mode(common),
-        flushes: flushes_of(common),
+        flushes: flushes(common),
     }))
 }
 

@@ -10,7 +10,7 @@ use tests::client::blk::{OK, Request};
 use tests::client::guest::{Guest, Setup};
 use tests::client::pattern::pattern;
 
-use super::support::{Place, Start, completions, export, file, until, wait_taken, words};
+use super::support::{Place, Start, export, file, until, wait_taken, words};
 
 const DISK_BYTES: u64 = 8 << 20;
 
@@ -65,13 +65,9 @@ fn free_port() -> u16 {
 fn write_and_read(socket: &Path) -> Vec<u8> {
     let mut guest = Guest::start(socket, Setup::default()).unwrap();
     let payload = pattern(7, 64 << 10);
-    let write = guest.add(0, &Request::write(2048, payload.clone()));
-    guest.submit(0);
-    let done = completions(&mut guest, 0, &[write]);
-    assert_eq!(done[0].as_ref().map(|done| done.status), Some(OK));
-    let read = guest.add(0, &Request::read(2048, 64 << 10));
-    guest.submit(0);
-    let done = completions(&mut guest, 0, &[read]).remove(0).unwrap();
+    let write = Request::write(2048, payload.clone());
+    assert_eq!(guest.run(0, &write).unwrap().status, OK);
+    let done = guest.run(0, &Request::read(2048, 64 << 10)).unwrap();
     assert_eq!((done.status, done.data.as_slice()), (OK, &payload[..]));
     payload
 }

@@ -132,6 +132,18 @@ impl Image {
         })
     }
 
+    /// Does `file` begin like an image?
+    pub async fn is_one(io: &Io, file: NodeId) -> Result<bool, Errno> {
+        let mem = Mem::zeroed(PREFIX_BYTES).ok_or(Errno::NOMEM)?;
+        read_or_zeroes(io, file, 0, mem.clone()).await?;
+        let mut prefix = [0; PREFIX_BYTES];
+        mem.load(0, &mut prefix);
+        Ok(!matches!(
+            Header::cluster_bytes_of(&prefix),
+            Err(HeaderError::Magic)
+        ))
+    }
+
     /// Did its last writer not close it? Then its refcounts are not to be trusted. (A corrupt image is not repaired unasked.)
     pub fn needs_repair(&self) -> bool {
         self.header.incompatible.dirty && !self.header.incompatible.corrupt
