@@ -2,6 +2,8 @@
 //!
 //! The rule: a pure mapping; every default is filled in already, and nothing is opened here.
 
+mod qcow2;
+
 use crate::cli::{
     self, BlkdebugOptions, BlockdevOptions, ChildPerm, ChildRef, DriverOptions, InjectError,
     IoType, NodeCommon, Refusal, SetState, ThrottleLimits, ThrottleRate,
@@ -44,7 +46,7 @@ pub fn node_spec(options: BlockdevOptions) -> Result<NodeSpec, Refusal> {
             file: child(delay.file)?,
             latency_ns: delay.latency_ns,
         },
-        DriverOptions::Qcow2(_) => return Err(unsupported("qcow2")),
+        DriverOptions::Qcow2(image) => qcow2::spec(*image, &common)?,
         DriverOptions::CopyOnRead(cor) => filter(FilterSpec::CopyOnRead {
             file: child(cor.file)?,
             bottom: cor.bottom,
@@ -153,12 +155,6 @@ pub fn throttle_limits(limits: &ThrottleLimits) -> throttle::Limits {
     }
 }
 
-fn unsupported(driver: &str) -> Refusal {
-    Refusal::new(format!(
-        "driver '{driver}' is not supported by this version"
-    ))
-}
-
 fn child(child: ChildRef) -> Result<Child, Refusal> {
     Ok(match child {
         ChildRef::Node(name) => Child::Named(name),
@@ -197,14 +193,8 @@ fn file_spec(file: cli::FileOptions, common: &NodeCommon, kind: FileKind) -> Dri
             (false, true) => OpenMode::Auto,
             (false, false) => OpenMode::ReadWrite,
         },
-        cache: match common.cache_direct {
-            true => Cache::Direct,
-            false => Cache::Page,
-        },
-        flushes: match common.cache_no_flush {
-            true => Flushes::Nothing,
-            false => Flushes::Sync,
-        },
+        cache: cache(common),
+        flushes: flushes(common),
         locking: match file.locking {
             cli::Locking::Off => Locking::Off,
             cli::Locking::On => Locking::On,
@@ -218,6 +208,20 @@ fn file_spec(file: cli::FileOptions, common: &NodeCommon, kind: FileKind) -> Dri
         },
     };
     DriverSpec::File(FileSpec { options })
+}
+
+fn cache(common: &NodeCommon) -> Cache {
+    match common.cache_direct {
+        true => Cache::Direct,
+        false => Cache::Page,
+    }
+}
+
+fn flushes(common: &NodeCommon) -> Flushes {
+    match common.cache_no_flush {
+        true => Flushes::Nothing,
+        false => Flushes::Sync,
+    }
 }
 
 fn null_spec(null: &cli::NullOptions, kind: NullKind) -> DriverSpec {

@@ -4,6 +4,7 @@
 //! On the mapped path nothing here allocates, locks, logs or reads a clock.
 
 use crate::clock;
+use crate::graph::current::Listener;
 use crate::graph::{Current, Graph};
 use crate::io::{self, Io, Thread};
 use crate::map::{Passed, Place, Plan, Walk, walk};
@@ -74,6 +75,7 @@ pub struct Lane {
     simulated: bool,
     tasks: ring::Tasks,
     current: Arc<Current>,
+    _listener: Listener,
     graph: Arc<Graph>,
     plan: Plan,
     pending: Vec<Pending>,
@@ -98,7 +100,8 @@ impl Lane {
         let mut lane = Lane {
             thread,
             simulated,
-            tasks: ring::Tasks::new(bell),
+            tasks: ring::Tasks::new(bell.clone()),
+            _listener: current.listen(bell),
             current,
             graph,
             plan: Plan::default(),
@@ -396,6 +399,9 @@ impl Lane {
         let mut ring = self.thread.ring.borrow_mut();
         for file in graph.files() {
             ring.adopt(file);
+        }
+        for file in graph.gone() {
+            ring.forget(*file);
         }
     }
 }

@@ -12,7 +12,10 @@ use crate::request::{Dir, Prealloc, Request, Unmap};
 use crate::status::Status;
 use crate::units::Span;
 use ring::{Errno, FileId};
+use std::fs::Metadata;
 use std::future::Future;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
 /// A future on a queue thread: never leaves it.
@@ -134,6 +137,47 @@ pub enum Engine {
     Uring,
 }
 
+/// The file that a node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Its name, as it was opened.
+    pub path: PathBuf,
+    /// Which file that was, whatever its names are now.
+    pub identity: FileIdentity,
+}
+
+/// Says of two files whether they are one: links and copies of a device node do not matter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileIdentity {
+    /// A regular file.
+    File {
+        /// The file system's device number.
+        device: u64,
+        /// The inode.
+        inode: u64,
+    },
+    /// A block device, by its number.
+    Device(u64),
+}
+
+impl FileIdentity {
+    /// Of an open file, or of what a path led to.
+    pub fn of(about: &Metadata) -> FileIdentity {
+        match about.file_type().is_block_device() {
+            false => FileIdentity::File {
+                device: about.dev(),
+                inode: about.ino(),
+            },
+            true => FileIdentity::Device(about.rdev()),
+        }
+    }
+
+    /// Of what a path leads to now, if it leads anywhere.
+    pub fn of_path(path: &Path) -> Option<FileIdentity> {
+        path.metadata().ok().map(|about| FileIdentity::of(&about))
+    }
+}
+
 /// A node that knows where its bytes live. Copy `driver/null.rs` to begin a new one.
 pub trait Driver: Send + Sync + std::fmt::Debug {
     /// Where `span` lives, for a transfer in direction `dir`. Pure; may always answer `Slow`. `span` is not empty and
@@ -186,6 +230,11 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// How its files wish to be driven; of no meaning for a node without files.
     fn engine(&self) -> Engine {
         Engine::Any
+    }
+
+    /// The file it is, for a node that is one.
+    fn origin(&self) -> Option<&Origin> {
+        None
     }
 
     /// Changes the size. Errors: ENOTSUP where the node has no say in it.
