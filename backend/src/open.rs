@@ -2,6 +2,7 @@
 //!
 //! The rule: a pure mapping; every default is filled in already, and nothing is opened here.
 
+mod nbd;
 mod qcow2;
 
 use crate::cli::{
@@ -64,6 +65,7 @@ pub fn node_spec(options: BlockdevOptions) -> Result<NodeSpec, Refusal> {
             ahead_bytes: preallocate.size_bytes,
         }),
         DriverOptions::Blkdebug(debug) => filter(blkdebug_spec(*debug)?),
+        DriverOptions::Nbd(nbd) => nbd::spec(*nbd, &common),
     };
     Ok(NodeSpec {
         name: node_name,
@@ -184,15 +186,19 @@ fn node_common(common: &NodeCommon) -> blockgraph::Common {
     }
 }
 
+fn open_mode(common: &NodeCommon) -> OpenMode {
+    match (common.read_only, common.auto_read_only) {
+        (true, _) => OpenMode::ReadOnly,
+        (false, true) => OpenMode::Auto,
+        (false, false) => OpenMode::ReadWrite,
+    }
+}
+
 fn file_spec(file: cli::FileOptions, common: &NodeCommon, kind: FileKind) -> DriverSpec {
     let options = FileOptions {
         filename: file.filename,
         kind,
-        mode: match (common.read_only, common.auto_read_only) {
-            (true, _) => OpenMode::ReadOnly,
-            (false, true) => OpenMode::Auto,
-            (false, false) => OpenMode::ReadWrite,
-        },
+        mode: open_mode(common),
         cache: cache(common),
         flushes: flushes(common),
         locking: match file.locking {
