@@ -3,12 +3,12 @@
 //! The rule: policies every node has (read-only, discard, detect-zeroes, bounds) are obeyed here, once, so that no
 //! driver repeats them.
 
-use crate::graph::{Access, Body, DetectZeroes, DiscardPolicy, Graph, Node};
+use crate::graph::{Access, Body, DetectZeroes, DiscardPolicy, Graph, Node, Role};
 use crate::map::{Passed, Place, Plan, Walk, walk};
 use crate::mode::Chooser;
 use crate::node::{Filter, Local, NodeId, Outcome};
 use crate::pin::{Epochs, Pins};
-use crate::request::{Dir, Kind, Request, Unmap};
+use crate::request::{Dir, Kind, Prealloc, Request, Unmap};
 use crate::status::Status;
 use crate::units::Span;
 use ring::{Durability, Errno, Mem, Op};
@@ -24,11 +24,12 @@ pub struct Thread {
     pub(crate) chooser: RefCell<Chooser>,
 }
 
-/// A task's way to nodes and files, on one generation of the graph.
+/// A task's way to nodes and files, on one generation of the graph, as the node it serves sees them.
 #[derive(Clone, Debug)]
 pub struct Io {
     pub(crate) thread: Rc<Thread>,
     pub(crate) graph: Arc<Graph>,
+    pub(crate) here: NodeId,
 }
 
 /// What the common policies made of a request.
@@ -41,6 +42,33 @@ impl Io {
     /// The generation this task runs on.
     pub fn graph(&self) -> &Arc<Graph> {
         &self.graph
+    }
+
+    /// The node that is being served: the asked one outside of a driver.
+    pub fn here(&self) -> NodeId {
+        self.here
+    }
+
+    /// The same, as `node` sees it.
+    pub fn at(&self, node: NodeId) -> Io {
+        Io {
+            here: node,
+            ..self.clone()
+        }
+    }
+
+    /// The child of that role of the node being served. Errors: EIO if it has none.
+    pub fn child(&self, role: Role) -> Result<NodeId, Errno> {
+        let child = self.node(self.here)?.shape().child(role);
+        child.ok_or(Errno::IO)
+    }
+
+    /// Asks a child of the node being served. Errors: as [`Io::request`].
+    pub fn below(&self, role: Role, request: Request) -> Local<'_, Outcome> {
+        match self.child(role) {
+            Ok(child) => self.request(child, request),
+            Err(errno) => Box::pin(std::future::ready(Err(errno))),
+        }
     }
 
     /// Asks `node`. Errors: EROFS for a change of a read-only node, EINVAL past its end, and whatever it answers.
@@ -66,11 +94,37 @@ impl Io {
 
     /// What is known of the beginning of `span` of `node`; filters answer as what they filter.
     pub async fn status(&self, node: NodeId, span: Span) -> Result<Status, Errno> {
+        let id = self.skip_filters(node)?;
+        match self.node(id)?.body() {
+            Body::Driver(driver) => driver.status(&self.at(id), span).await,
+            Body::Filter(_) => Err(Errno::IO),
+        }
+    }
+
+    fn skip_filters(&self, node: NodeId) -> Result<NodeId, Errno> {
         let mut id = node;
         for _ in 0..crate::map::DEPTH_MAX {
-            match self.node(id)?.body() {
-                Body::Driver(driver) => return driver.status(self, span).await,
-                Body::Filter(filter) => id = filter.below(),
+            match self.node(id)?.shape().filtered() {
+                Some(below) => id = below,
+                None => return Ok(id),
+            }
+        }
+        Err(Errno(libc::ELOOP))
+    }
+
+    /// Changes the size of `node`. Errors: EROFS for a read-only node, and whatever it answers.
+    pub async fn truncate(&self, node: NodeId, size_bytes: u64, how: Prealloc) -> Outcome {
+        let mut id = node;
+        for _ in 0..crate::map::DEPTH_MAX {
+            let node = self.node(id)?;
+            if node.common().access == Access::ReadOnly {
+                return Err(Errno::RDONLY);
+            }
+            match node.body() {
+                Body::Driver(driver) => {
+                    return driver.truncate(&self.at(id), size_bytes, how).await;
+                }
+                Body::Filter(_) => id = self.at(id).child(Role::Filtered)?,
             }
         }
         Err(Errno(libc::ELOOP))
@@ -104,10 +158,10 @@ impl Io {
             Decision::Go(request) => request,
         };
         match node.body() {
-            Body::Filter(filter) => self.pass(filter.as_ref(), request).await,
+            Body::Filter(filter) => self.at(id).pass(filter.as_ref(), request).await,
             Body::Driver(driver) => match self.mapped(id, &request) {
                 Some(plan) => self.run(&plan, &request).await,
-                None => driver.serve(self, request).await,
+                None => driver.serve(&self.at(id), request).await,
             },
         }
     }
@@ -150,7 +204,8 @@ impl Io {
     }
 
     async fn pass(&self, filter: &dyn Filter, request: Request) -> Outcome {
-        let (dir, span, below) = (request.kind.dir(), request.span, filter.below());
+        let (dir, span) = (request.kind.dir(), request.span);
+        let below = self.child(Role::Filtered)?;
         if request.kind == Kind::Flush {
             return self.request(below, request).await;
         }

@@ -230,10 +230,7 @@ impl Lane {
     }
 
     fn start_task(&mut self, node: NodeId, kind: Kind, span: Span, segs: &[Seg], token: u64) {
-        let io = Io {
-            thread: self.thread.clone(),
-            graph: self.graph.clone(),
-        };
+        let io = self.io(node);
         let finished = self.finished.clone();
         let mem = Mem::borrowed(segs);
         self.in_flight += 1;
@@ -243,21 +240,50 @@ impl Lane {
         }));
     }
 
-    /// Runs work of the caller's own as a task of this lane; its end comes out with `token`.
-    pub fn spawn<F>(&mut self, token: u64, work: impl FnOnce(Io) -> F)
+    /// Runs work of the caller's own on `node` as a task of this lane; its end comes out with `token`.
+    pub fn spawn<F>(&mut self, node: NodeId, token: u64, work: impl FnOnce(Io) -> F)
     where
         F: Future<Output = Outcome> + 'static,
     {
-        let work = work(Io {
+        let work = work(self.io(node));
+        self.spawn_task(token, work);
+    }
+
+    /// The same on a generation of the caller's, published or not: opening and closing nodes is done so.
+    pub(crate) fn spawn_on<F>(
+        &mut self,
+        graph: &Arc<Graph>,
+        node: NodeId,
+        token: u64,
+        work: impl FnOnce(Io) -> F,
+    ) where
+        F: Future<Output = Outcome> + 'static,
+    {
+        self.adopt_files(graph);
+        let io = Io {
             thread: self.thread.clone(),
-            graph: self.graph.clone(),
-        });
+            graph: graph.clone(),
+            here: node,
+        };
+        let work = work(io);
+        self.spawn_task(token, work);
+    }
+
+    fn spawn_task(&mut self, token: u64, work: impl Future<Output = Outcome> + 'static) {
         let finished = self.finished.clone();
         self.in_flight += 1;
         self.tasks.spawn(Box::pin(async move {
             let outcome = work.await;
             finished.borrow_mut().push((token, outcome));
         }));
+    }
+
+    fn io(&self, node: NodeId) -> Io {
+        Io {
+            thread: self.thread.clone(),
+            graph: self.graph.clone(),
+            here: node,
+        }
     }
 
     /// Runs tasks that can go on, then enters the ring once: submits, and waits as asked unless something is already to
@@ -346,8 +372,12 @@ impl Lane {
     /// Moves to the newest generation; requests in flight stay on theirs.
     fn adopt(&mut self) {
         self.graph = self.current.get();
+        self.adopt_files(&self.graph);
+    }
+
+    fn adopt_files(&self, graph: &Graph) {
         let mut ring = self.thread.ring.borrow_mut();
-        for file in self.graph.files() {
+        for file in graph.files() {
             ring.adopt(file);
         }
     }

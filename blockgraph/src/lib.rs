@@ -17,6 +17,7 @@ pub mod node;
 pub mod pin;
 pub mod request;
 pub mod status;
+pub mod tls;
 pub mod units;
 
 pub use graph::{Common, Current, Graph};

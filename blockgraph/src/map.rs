@@ -14,7 +14,7 @@
 //! 8. Short transfers, EINTR and a full submission queue are the ring's business; no node sees them, and no guest does:
 //!    full means stop popping.
 
-use crate::graph::{Body, Graph};
+use crate::graph::{Body, Graph, Role};
 use crate::node::{Map, NodeId};
 use crate::request::Dir;
 use crate::units::Span;
@@ -121,16 +121,17 @@ impl Plan {
 pub fn walk(graph: &Graph, top: NodeId, dir: Dir, span: Span, plan: &mut Plan) -> Walk {
     plan.piece_count = 0;
     plan.passed_count = 0;
+    let Some(start) = pass_filters(graph, top, dir, span, plan) else {
+        return Walk::Slow;
+    };
+    let on_top = plan.passed_count;
     let mut rest = span;
     while !rest.is_empty() {
-        // A filter must see a request once and whole, so a request that filters pass is one piece or serves.
-        if plan.passed_count > 0 {
-            return Walk::Slow;
-        }
-        let Some(piece) = descend(graph, top, dir, rest, plan) else {
+        let Some(piece) = descend(graph, start, dir, rest, plan) else {
             return Walk::Slow;
         };
-        if plan.passed_count > 0 && piece.len != span.len {
+        // A filter must see a request once and whole: one below a driver passes it in one piece, or it serves.
+        if plan.passed_count > on_top && piece.len != span.len {
             return Walk::Slow;
         }
         rest = rest.after(piece.len);
@@ -141,36 +142,66 @@ pub fn walk(graph: &Graph, top: NodeId, dir: Dir, span: Span, plan: &mut Plan) -
     Walk::Mapped
 }
 
+/// Passes the filters on top, which see the whole span, and says what they filter; `None` means slow.
+fn pass_filters(
+    graph: &Graph,
+    top: NodeId,
+    dir: Dir,
+    span: Span,
+    plan: &mut Plan,
+) -> Option<NodeId> {
+    let mut id = top;
+    for _ in 0..DEPTH_MAX {
+        let node = graph.node(id)?;
+        let Body::Filter(filter) = node.body() else {
+            return Some(id);
+        };
+        if (dir == Dir::Write && node.writes_serve()) || !filter.ready(dir, span) {
+            return None;
+        }
+        plan.push_passed(Passed { filter: id, span })?;
+        id = node.shape().filtered()?;
+    }
+    None
+}
+
 /// Finds where the beginning of `span` lives; `None` means slow.
 fn descend(graph: &Graph, top: NodeId, dir: Dir, mut span: Span, plan: &mut Plan) -> Option<Piece> {
     let mut id = top;
+    // Has a layer above asked that the next one decide by itself?
+    let mut local = false;
     for _ in 0..DEPTH_MAX {
         let node = graph.node(id)?;
         if dir == Dir::Write && node.writes_serve() {
             return None;
         }
-        match node.body() {
+        let to = match node.body() {
             Body::Filter(filter) => {
                 if !filter.ready(dir, span) {
                     return None;
                 }
                 plan.push_passed(Passed { filter: id, span })?;
-                id = filter.below();
+                Role::Filtered
             }
-            Body::Driver(driver) => match driver.map(dir, span) {
-                Map::Below { child, at, len } => {
-                    id = child;
-                    span = Span {
-                        at,
-                        len: len.min(span.len),
-                    };
-                }
-                answer => return piece(answer, dir, span.len),
-            },
-        }
+            Body::Driver(driver) => {
+                let answer = driver.map(dir, span);
+                let (to, at, len) = match answer {
+                    Map::Below { to, .. } if local && to == Role::Cow => return None,
+                    Map::Below { to, at, len } | Map::Local { to, at, len } => (to, at, len),
+                    answer => return piece(answer, dir, span.len),
+                };
+                local = matches!(answer, Map::Local { .. }) || (local && to == Role::Filtered);
+                span = Span {
+                    at,
+                    len: len.min(span.len),
+                };
+                to
+            }
+        };
         if span.is_empty() {
             return None;
         }
+        id = node.shape().child(to)?;
     }
     None
 }
@@ -181,7 +212,7 @@ fn piece(answer: Map, dir: Dir, len_max: u64) -> Option<Piece> {
         // Writing to what reads as zeroes is an allocation, or a driver's mistake: either way it serves.
         Map::Zero { len } if dir == Dir::Read => (Place::Zero, len),
         Map::Void { len } => (Place::Void, len),
-        Map::Zero { .. } | Map::Slow | Map::Below { .. } => return None,
+        Map::Zero { .. } | Map::Slow | Map::Below { .. } | Map::Local { .. } => return None,
     };
     let len = len.min(len_max);
     (len > 0).then_some(Piece { place, len })

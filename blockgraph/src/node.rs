@@ -4,10 +4,10 @@
 //! answers [`Map::Slow`] (or "not ready") and runs as `serve` (or `before`). See `map.rs` for the eight rules.
 
 use crate::driver::file::LockError;
-use crate::graph::Edge;
 use crate::graph::perm::Wants;
+use crate::graph::{Edge, Role};
 use crate::io::Io;
-use crate::request::{Dir, Request};
+use crate::request::{Dir, Prealloc, Request};
 use crate::status::Status;
 use crate::units::Span;
 use ring::{Errno, FileId};
@@ -30,7 +30,16 @@ pub enum Map {
     /// Ask that child.
     Below {
         /// Which child.
-        child: NodeId,
+        to: Role,
+        /// Where in it.
+        at: u64,
+        /// For how many bytes.
+        len: u64,
+    },
+    /// Ask that child, whose own layer has to decide: if it defers to its copy-on-write child, the walk is slow.
+    Local {
+        /// Which child.
+        to: Role,
         /// Where in it.
         at: u64,
         /// For how many bytes.
@@ -59,7 +68,7 @@ pub enum Map {
     Slow,
 }
 
-/// What a node tells of itself; constant for the life of a generation unless resized.
+/// What a node tells of itself: its size is the present one, its limits do not change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Info {
     /// Size in bytes.
@@ -110,7 +119,7 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// lies within the node's size.
     fn map(&self, dir: Dir, span: Span) -> Map;
 
-    /// Does the request, whatever it takes; comes back through `io` for what lies below.
+    /// Does the request, whatever it takes; comes back through `io` for what lies below. `io` knows the node's children.
     fn serve<'a>(&'a self, io: &'a Io, request: Request) -> Local<'a, Outcome>;
 
     /// What is known of the beginning of `span` (see `status.rs`).
@@ -134,15 +143,19 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
         Engine::Any
     }
 
-    /// Before the last reference goes: make everything durable that a close should (called on the control thread).
-    fn close(&self) {}
+    /// Changes the size. Errors: ENOTSUP where the node has no say in it.
+    fn truncate<'a>(&'a self, _io: &'a Io, _size_bytes: u64, _how: Prealloc) -> Local<'a, Outcome> {
+        Box::pin(async { Err(Errno::NOTSUP) })
+    }
+
+    /// Before it is gone for good: make everything durable that a close should. Nothing of its own is in flight then.
+    fn close<'a>(&'a self, _io: &'a Io) -> Local<'a, Outcome> {
+        Box::pin(async { Ok(()) })
+    }
 }
 
 /// A filter may delay, observe or refuse. It has no way to move or change data. Copy `filter/delay.rs` to begin one.
 pub trait Filter: Send + Sync + std::fmt::Debug {
-    /// The child it filters.
-    fn below(&self) -> NodeId;
-
     /// May it pass right now? Pure.
     fn ready(&self, dir: Dir, span: Span) -> bool;
 

@@ -21,6 +21,19 @@ pub enum Unmap {
     Allow,
 }
 
+/// What becomes of the space that a node grows by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prealloc {
+    /// Nothing: it is allocated when it is written.
+    Off,
+    /// The format's metadata says where it will be.
+    Metadata,
+    /// The file system sets it aside.
+    Falloc,
+    /// It is written with zeroes.
+    Full,
+}
+
 /// What is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -28,6 +41,9 @@ pub enum Kind {
     Read,
     /// Write the memory to the span.
     Write(Durability),
+    /// Write the memory to the span, compressed where that is smaller; only formats that compress take it, and others
+    /// answer ENOTSUP.
+    WriteCompressed,
     /// Make the span read as zeroes; carries no memory.
     WriteZeroes(Unmap, Durability),
     /// The span's content is no longer needed; carries no memory. Advice: a node may do nothing.
@@ -43,7 +59,7 @@ impl Kind {
             Kind::Read => Some(Dir::Read),
             // RWF_DSYNC is the ring's; a walk that passed filters and drivers is the same walk.
             Kind::Write(_) => Some(Dir::Write),
-            Kind::WriteZeroes(..) | Kind::Discard | Kind::Flush => None,
+            Kind::WriteCompressed | Kind::WriteZeroes(..) | Kind::Discard | Kind::Flush => None,
         }
     }
 

@@ -3,14 +3,14 @@
 mod support;
 
 use blockgraph::driver::file::{Cache, FileKind};
-use blockgraph::graph::open::{OpenError, open};
+use blockgraph::graph::open::OpenError;
 use blockgraph::{Current, Kind, Mode};
 use ring::Choice;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use support::{Bench, engines, file_options, file_with, image, model, modes, span};
+use support::{Bench, engines, file_options, file_with, image, model, modes, open, span};
 
 const SIZE: u64 = 1 << 20;
 

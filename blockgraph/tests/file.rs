@@ -3,7 +3,7 @@
 mod support;
 
 use blockgraph::driver::file::{Cache, FileKind, Flushes, OpenMode};
-use blockgraph::graph::open::{Child, DriverSpec, NodeSpec, OpenError, open};
+use blockgraph::graph::open::{Child, DriverSpec, NodeSpec, OpenError};
 use blockgraph::graph::{Access, DiscardPolicy};
 use blockgraph::pin::Epochs;
 use blockgraph::status::{Content, Mapping, Status};
@@ -100,7 +100,7 @@ fn zeroes_that_keep_their_space_stay_allocated_and_others_do_not() {
 fn status(bench: &mut Bench, node: NodeId, asked: Span) -> Status {
     let (tell, told) = std::sync::mpsc::channel();
     bench.lane.begin_batch();
-    bench.lane.spawn(9, |io| async move {
+    bench.lane.spawn(node, 9, |io| async move {
         tell.send(io.status(node, asked).await).expect("listening");
         Ok(())
     });

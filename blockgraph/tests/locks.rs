@@ -4,7 +4,7 @@ mod support;
 
 use blockgraph::driver::file::{Cache, Locking};
 use blockgraph::driver::raw::Window;
-use blockgraph::graph::open::{Child, open};
+use blockgraph::graph::open::Child;
 use blockgraph::graph::perm::{Attachment, Perms, Wants, attach};
 use blockgraph::graph::{Access, Sharing};
 use blockgraph::{Current, NodeId};
@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use support::{file, file_options, file_with, image, named, raw};
+use support::{file, file_options, file_with, image, named, open, raw};
 
 const QSD: &str = "qemu-storage-daemon";
 const WINDOW: Window = Window {

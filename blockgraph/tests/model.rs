@@ -11,13 +11,13 @@ use support::{Bench, engines, file, image, inline, model, modes, raw, strict_fil
 /// A disk that is not a multiple of 4096 bytes.
 const SIZE: u64 = (1 << 20) + 512;
 
-fn everywhere(name: &str, seed: u64, size: u64, open: impl Fn(&Bench, &Path) -> NodeId) {
+fn everywhere(name: &str, seed: u64, size: u64, open: impl Fn(&mut Bench, &Path) -> NodeId) {
     for choice in engines() {
         for mode in modes(seed) {
             println!("{name}: {choice:?} {mode:?} seed {seed}");
             let dir = tempfile::tempdir().expect("a directory");
             let mut bench = Bench::new(choice.clone(), mode);
-            let node = open(&bench, &image(dir.path(), SIZE));
+            let node = open(&mut bench, &image(dir.path(), SIZE));
             model::check(&mut bench, node, seed, size, 250);
         }
     }
@@ -39,7 +39,9 @@ fn a_file_with_direct_io_equals_the_model() {
 
 #[test]
 fn a_file_that_takes_whole_pages_only_equals_the_model() {
-    everywhere("4096-byte blocks", 5, SIZE, strict_file);
+    everywhere("4096-byte blocks", 5, SIZE, |bench, path| {
+        strict_file(bench, path)
+    });
 }
 
 #[test]

@@ -31,7 +31,6 @@ fn bench(disk: &Disk, cache: Cache, mode: Mode) -> (Bench, NodeId) {
     assert_eq!(graph.new_file_id(), FILE);
     let file = disk.open(FILE).expect("a file of the disk");
     let parts = FileParts {
-        node: graph.next_id(),
         file: file.clone(),
         kind: FileKind::Regular,
         size_bytes: SIZE as u64,

@@ -75,6 +75,14 @@ pub enum Op {
         /// Length in bytes.
         len_bytes: u64,
     },
+    /// Make the file that long (ftruncate). What is cut off is gone, what is added reads as zeroes; durable at the next sync.
+    /// EOPNOTSUPP where the kernel's ring cannot (before Linux 6.9): [`crate::sys::disk::set_size`] can, and may block.
+    Truncate {
+        /// Which file.
+        file: FileId,
+        /// Its size from now on, in bytes.
+        len_bytes: u64,
+    },
     /// Complete each time the descriptor becomes readable, until cancelled. An eventfd's counter is left alone.
     Poll {
         /// The descriptor; the caller keeps it open until the operation has ended.

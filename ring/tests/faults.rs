@@ -357,3 +357,43 @@ fn a_crash_keeps_what_was_synced_through_a_ring() {
         assert!(image[3072..].iter().all(|&b| b == 0));
     }
 }
+
+#[test]
+fn a_truncation_is_durable_after_the_next_sync_and_beyond_the_limit_refused() {
+    let truncate = |len_bytes| Op::Truncate {
+        file: FILE,
+        len_bytes,
+    };
+    for seed in 0..200 {
+        let mut rig = simulated(seed, &[1; 4096], Cache::None, Weather::ROUGH);
+        rig.run(truncate(1024), &Mem::none()).unwrap();
+        rig.run(sync(), &Mem::none()).unwrap();
+        rig.run(truncate(8192), &Mem::none()).unwrap();
+        rig.write(4096, &[2; 512]).unwrap();
+        let beyond = rig.run(truncate(1 << 31), &Mem::none());
+        assert_eq!(beyond, Err(Errno::NOSPC));
+        let image = rig.disk.unwrap().crash(seed).remove(&FILE).unwrap();
+        assert!(matches!(image.len(), 1024 | 8192), "seed {seed}");
+        assert_eq!(image[..1024], [1; 1024], "seed {seed}");
+        let gained = image[1024..].iter().enumerate();
+        let mut written = gained.filter(|(_, byte)| **byte != 0);
+        assert!(written.all(|(at, &byte)| byte == 2 && (3072..3584).contains(&at)));
+    }
+}
+
+#[test]
+fn a_failed_truncation_happened_or_did_not() {
+    let mut sizes = std::collections::BTreeSet::new();
+    for seed in 0..20 {
+        let mut rig = simulated(seed, &[1; 4096], Cache::Page, Weather::CALM);
+        let disk = rig.disk.clone().unwrap();
+        disk.rule(Rule::every(Act::Fail(libc::EIO)).kind(Kind::Truncate));
+        let op = Op::Truncate {
+            file: FILE,
+            len_bytes: 512,
+        };
+        assert_eq!(rig.run(op, &Mem::none()), Err(Errno::IO));
+        sizes.insert(rig.host_bytes().len());
+    }
+    assert_eq!(sizes, [512, 4096].into());
+}

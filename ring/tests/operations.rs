@@ -68,6 +68,42 @@ fn holes_and_zeroes_read_as_zeroes_and_keep_the_size() {
 }
 
 #[test]
+fn a_truncated_file_is_that_long_and_what_it_gained_is_zeroes() {
+    on_each(&pattern(6, 10_000), Cache::Page, |mut rig| {
+        for len_bytes in [3000u64, 9000, 0, 70_000] {
+            let op = Op::Truncate {
+                file: FILE,
+                len_bytes,
+            };
+            rig.run(op, &Mem::none()).expect("truncated");
+            assert_eq!(rig.host_bytes().len() as u64, len_bytes, "{}", rig.name);
+            if len_bytes == 9000 {
+                assert_eq!(rig.host_bytes()[..3000], pattern(6, 10_000)[..3000]);
+                assert_eq!(rig.read(3000, 6000).expect("read"), [0; 6000]);
+            }
+        }
+        assert!(rig.host_bytes().iter().all(|&b| b == 0), "{}", rig.name);
+    });
+}
+
+#[test]
+fn what_has_no_size_of_its_own_cannot_be_truncated() {
+    on_each(&[1; 512], Cache::Page, |mut rig| {
+        if rig.disk.is_some() {
+            return;
+        }
+        let null = std::fs::OpenOptions::new().write(true).open("/dev/null");
+        let file = ring::FileId(9);
+        let fd = std::os::fd::OwnedFd::from(null.expect("opened"));
+        let null = ring::File::new(file, fd, ring::Align::NONE);
+        rig.ring.adopt(&std::sync::Arc::new(null));
+        let len_bytes = 4096;
+        let op = Op::Truncate { file, len_bytes };
+        assert_eq!(rig.run(op, &Mem::none()), Err(Errno::INVAL), "{}", rig.name);
+    });
+}
+
+#[test]
 fn an_unknown_file_is_an_error_and_leaves_the_ring_in_order() {
     on_each(&[5; 512], Cache::Page, |mut rig| {
         let op = Op::Read {

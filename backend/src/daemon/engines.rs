@@ -33,7 +33,7 @@ pub(super) fn wish(graph: &Graph, node: NodeId) -> Wish {
         let Some(node) = graph.node(id) else {
             continue;
         };
-        below.extend(node.edges().iter().map(|edge| edge.child));
+        below.extend(node.shape().edges().map(|edge| edge.child));
         if let Body::Driver(driver) = node.body() {
             wish = wish.max(match driver.engine() {
                 Engine::Any => Wish::Best,
@@ -85,8 +85,8 @@ impl Teams {
         }
     }
 
-    pub(super) fn epochs(&self) -> Arc<Epochs> {
-        self.epochs.clone()
+    pub(super) fn epochs(&self) -> &Arc<Epochs> {
+        &self.epochs
     }
 
     /// Errors: the id is taken.

@@ -9,10 +9,10 @@ use crate::queue::Crew;
 use crate::vhost::DoorEvent;
 use crate::virtio_blk::{Cache, Disk, DiskOptions};
 use blockgraph::graph::perm::{Attachment, Perms, Wants, attach};
-use blockgraph::graph::{Access, DiscardPolicy};
+use blockgraph::graph::{Access, Control, DiscardPolicy};
 use blockgraph::{Current, Graph, NodeId};
-use ring::Bell;
 use ring::inherited::Inherited;
+use ring::{Bell, Choice};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -52,6 +52,7 @@ impl News {
 pub struct Daemon {
     pub(super) current: Arc<Current>,
     pub(super) teams: Teams,
+    pub(super) control: Control,
     pub(super) exports: Vec<Export>,
     pub(super) news: Arc<News>,
     inherited: Inherited,
@@ -61,8 +62,12 @@ impl Daemon {
     /// A daemon that serves nothing yet. Errors: out of descriptors.
     pub fn new(inherited: Inherited) -> std::io::Result<Daemon> {
         let current = Arc::<Current>::default();
+        let teams = Teams::new(current.clone());
+        // Threads, not io_uring: opening and closing nodes is no reason to set up a ring, and they are never refused.
+        let control = Control::new(current.clone(), teams.epochs().clone(), Choice::Threads)?;
         Ok(Daemon {
-            teams: Teams::new(current.clone()),
+            teams,
+            control,
             current,
             exports: Vec::new(),
             news: Arc::new(News {
@@ -86,7 +91,11 @@ impl Daemon {
 
     fn add_node(&mut self, options: BlockdevOptions) -> Result<(), String> {
         check_engines(&options)?;
-        let opened = blockgraph::graph::open::open(&self.current, open::node_spec(options));
+        let opened = blockgraph::graph::open::open(
+            &self.current,
+            open::node_spec(options),
+            &mut self.control,
+        );
         opened.map_err(|e| open::open_refusal(&e).to_string())?;
         Ok(())
     }

@@ -23,6 +23,12 @@ pub enum Unclean {
     /// The same, and nobody knows yet.
     #[error("flushing did not end in time")]
     StillFlushing,
+    /// A node could not write what it has to at its end.
+    #[error("cannot close node {0}: {1}")]
+    Close(String, ring::Errno),
+    /// It has not written it yet.
+    #[error("closing node {0} did not end in time")]
+    StillClosing(String),
     /// No ring to flush through.
     #[error("cannot flush")]
     Ring(#[from] std::io::Error),
@@ -41,8 +47,13 @@ impl Daemon {
         let flushed = self.flush(begun + END);
         if drained.is_err() {
             std::mem::forget(self);
+            return drained.and(flushed);
         }
-        drained.and(flushed)
+        let closed = self.close(begun + END);
+        if matches!(closed, Err(Unclean::StillClosing(_))) {
+            std::mem::forget(self);
+        }
+        flushed.and(closed)
     }
 
     fn drain(&self, deadline: Instant) -> Result<(), Unclean> {
@@ -59,7 +70,7 @@ impl Daemon {
     /// Threads, not io_uring: one flush for each node is no reason to set up a ring, and they are never refused.
     fn flush(&self, deadline: Instant) -> Result<(), Unclean> {
         let ring = Ring::new(Choice::Threads)?;
-        let epochs = self.teams.epochs();
+        let epochs = self.teams.epochs().clone();
         let mut lane = Lane::new(ring, self.current.clone(), epochs, Mode::Fast);
         let graph = lane.graph().clone();
         let nothing = Span { at: 0, len: 0 };
@@ -81,9 +92,29 @@ impl Daemon {
                 result = result.and(flushed(&graph, event));
             }
         }
-        for (_, node) in graph.nodes() {
-            if let Body::Driver(driver) = node.body() {
-                driver.close();
+        result
+    }
+
+    /// Parents first: what a node has to write at its end goes through its children. Those come before it in the graph.
+    fn close(&mut self, deadline: Instant) -> Result<(), Unclean> {
+        let graph = self.current.get();
+        let mut nodes: Vec<_> = graph.nodes().collect();
+        nodes.reverse();
+        let mut result = Ok(());
+        for (id, node) in nodes {
+            let Body::Driver(driver) = node.body().clone() else {
+                continue;
+            };
+            let work = |io| async move { driver.close(&io).await };
+            let closed = self.control.run_until(&graph, id, Some(deadline), work);
+            let name = || node.name().to_owned();
+            match closed {
+                Ok(Ok(())) => {}
+                Ok(Err(errno)) => result = result.and(Err(Unclean::Close(name(), errno))),
+                Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+                    return result.and(Err(Unclean::StillClosing(name())));
+                }
+                Err(error) => return result.and(Err(error.into())),
             }
         }
         result

@@ -1,7 +1,9 @@
 //! Drivers: nodes that know where their bytes live. A new one starts as a copy of `null.rs`.
 
 pub mod file;
+pub mod nbd;
 pub mod null;
+pub mod qcow2;
 pub mod raw;
 
 /// What a disk's size is counted in.

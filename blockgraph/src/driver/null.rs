@@ -54,6 +54,9 @@ impl Driver for Null {
             if self.latency_ns > 0 {
                 io.sleep(self.latency_ns).await;
             }
+            if request.kind == Kind::WriteCompressed {
+                return Err(Errno::NOTSUP);
+            }
             if request.kind == Kind::Read && self.reads == Reads::Zeroes {
                 request.mem.zero();
             }

@@ -4,10 +4,10 @@
 //! the child.
 
 use super::SECTOR_BYTES;
-use crate::graph::Edge;
 use crate::graph::perm::{Perms, Wants};
+use crate::graph::{Edge, Role};
 use crate::io::Io;
-use crate::node::{Driver, Info, Local, Map, NodeId, Outcome};
+use crate::node::{Driver, Info, Local, Map, Outcome};
 use crate::request::{Dir, Kind, Request};
 use crate::status::Status;
 use crate::units::Span;
@@ -55,7 +55,6 @@ pub enum WindowError {
 /// A window on a child.
 #[derive(Debug)]
 pub struct Raw {
-    child: NodeId,
     offset_bytes: u64,
     info: Info,
     /// Does somebody rely on the child's size staying as it is?
@@ -63,9 +62,9 @@ pub struct Raw {
 }
 
 impl Raw {
-    /// The window on `child`, of which `below` is known. A window that begins off a sector and has no size ends with the
+    /// The window on a child of which `below` is known. A window that begins off a sector and has no size ends with the
     /// last whole sector of it.
-    pub fn new(child: NodeId, below: Info, window: Window) -> Result<Raw, WindowError> {
+    pub fn new(below: Info, window: Window) -> Result<Raw, WindowError> {
         let (offset, size) = (window.offset_bytes, below.size_bytes);
         let Some(rest) = size.checked_sub(offset) else {
             return Err(WindowError::Offset { offset, size });
@@ -82,7 +81,6 @@ impl Raw {
             return Err(WindowError::Sectors);
         }
         Ok(Raw {
-            child,
             offset_bytes: offset,
             info: Info {
                 size_bytes: length,
@@ -96,7 +94,7 @@ impl Raw {
 impl Driver for Raw {
     fn map(&self, _dir: Dir, span: Span) -> Map {
         Map::Below {
-            child: self.child,
+            to: Role::Image,
             at: span.at + self.offset_bytes,
             len: span.len,
         }
@@ -108,7 +106,7 @@ impl Driver for Raw {
             Kind::Flush => request,
             _ => request.moved(request.span.at + self.offset_bytes),
         };
-        io.request(self.child, moved)
+        io.below(Role::Image, moved)
     }
 
     /// What the child says of the bytes; that this layer decides the content (LOCAL) follows from there being nothing
@@ -119,7 +117,7 @@ impl Driver for Raw {
             len: span.len,
         };
         Box::pin(async move {
-            let mut status = io.status(self.child, below).await?;
+            let mut status = io.status(io.child(Role::Image)?, below).await?;
             if status.content == crate::status::Content::Below {
                 status.content = crate::status::Content::Data;
             }
@@ -153,7 +151,7 @@ mod tests {
             offset_bytes,
             size_bytes,
         };
-        let raw = Raw::new(NodeId(0), below, window).map_err(|error| error.to_string())?;
+        let raw = Raw::new(below, window).map_err(|error| error.to_string())?;
         Ok(raw.info().size_bytes)
     }
 

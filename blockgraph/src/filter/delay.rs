@@ -4,7 +4,7 @@
 //! earned it, and from the end of `before` to `begin` that thread runs nothing else; so nobody can pass on another's wait.
 
 use crate::io::Io;
-use crate::node::{Filter, Local, NodeId, Outcome};
+use crate::node::{Filter, Local, Outcome};
 use crate::request::Dir;
 use crate::units::Span;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,7 +32,6 @@ impl Token {
 /// Lets requests pass after a wait.
 #[derive(Debug)]
 pub struct Delay {
-    below: NodeId,
     latency_ns: u64,
     /// How many tokens there are, so that `ready` costs a load while nobody has waited.
     count: AtomicUsize,
@@ -41,10 +40,9 @@ pub struct Delay {
 }
 
 impl Delay {
-    /// Makes each request of `below` wait `latency_ns` nanoseconds; 0 lets all pass at once.
-    pub fn new(below: NodeId, latency_ns: u64) -> Delay {
+    /// Makes each request wait `latency_ns` nanoseconds; 0 lets all pass at once.
+    pub fn new(latency_ns: u64) -> Delay {
         Delay {
-            below,
             latency_ns,
             count: AtomicUsize::new(0),
             tokens: Mutex::default(),
@@ -57,10 +55,6 @@ impl Delay {
 }
 
 impl Filter for Delay {
-    fn below(&self) -> NodeId {
-        self.below
-    }
-
     fn ready(&self, dir: Dir, span: Span) -> bool {
         if self.latency_ns == 0 {
             return true;
@@ -116,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_wait_is_good_for_one_request_of_its_own_thread() {
-        let delay = Delay::new(NodeId(0), 1000);
+        let delay = Delay::new(1000);
         let span = Span { at: 0, len: 512 };
         assert!(!delay.ready(Dir::Read, span));
         earn(&delay, Dir::Read, span);
@@ -131,7 +125,7 @@ mod tests {
 
     #[test]
     fn no_latency_lets_all_pass() {
-        let delay = Delay::new(NodeId(0), 0);
+        let delay = Delay::new(0);
         assert!(delay.ready(Dir::Write, Span { at: 0, len: 1 }));
     }
 }

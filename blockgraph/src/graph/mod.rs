@@ -3,11 +3,13 @@
 //! The rule: a generation never changes. An edit builds generation n+1 and publishes it whole, or nothing; queue threads
 //! adopt it between batches.
 
+pub mod control;
 mod edge;
 pub mod open;
 pub mod perm;
 
-pub use edge::{Edge, Role};
+pub use control::Control;
+pub use edge::{Edge, Role, Shape};
 
 use crate::node::{Driver, Filter, Info, NodeId};
 use ring::File;
@@ -76,23 +78,23 @@ impl Default for Common {
     }
 }
 
-/// What a node does.
-#[derive(Debug)]
+/// What a node does. Generations share it: the same body may have other children in the next one.
+#[derive(Clone, Debug)]
 pub enum Body {
     /// It knows where its bytes live.
-    Driver(Box<dyn Driver>),
+    Driver(Arc<dyn Driver>),
     /// It lets requests pass to another node.
-    Filter(Box<dyn Filter>),
+    Filter(Arc<dyn Filter>),
 }
 
 /// A node of the graph.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Node {
     name: String,
     kind: &'static str,
     common: Common,
     body: Body,
-    edges: Vec<Edge>,
+    shape: Shape,
     files: Vec<Arc<File>>,
 }
 
@@ -108,7 +110,7 @@ pub struct NewNode {
     /// What it does.
     pub body: Body,
     /// Its children.
-    pub edges: Vec<Edge>,
+    pub shape: Shape,
     /// The files its `map` may answer.
     pub files: Vec<Arc<File>>,
 }
@@ -135,8 +137,8 @@ impl Node {
     }
 
     /// Its children.
-    pub fn edges(&self) -> &[Edge] {
-        &self.edges
+    pub fn shape(&self) -> &Shape {
+        &self.shape
     }
 
     /// True if a write must be looked at, or refused, before it may be mapped.
@@ -187,9 +189,10 @@ impl Graph {
     pub fn info(&self, id: NodeId) -> Option<Info> {
         let mut id = id;
         for _ in 0..crate::map::DEPTH_MAX {
-            match self.node(id)?.body() {
+            let node = self.node(id)?;
+            match node.body() {
                 Body::Driver(driver) => return Some(driver.info()),
-                Body::Filter(filter) => id = filter.below(),
+                Body::Filter(_) => id = node.shape().filtered()?,
             }
         }
         None
@@ -202,7 +205,7 @@ impl Graph {
         while !level.is_empty() && depth <= crate::map::DEPTH_MAX {
             let nodes = level.iter().filter_map(|id| self.node(*id));
             level = nodes
-                .flat_map(|n| n.edges().iter().map(|e| e.child))
+                .flat_map(|n| n.shape().edges().map(|e| e.child))
                 .collect();
             level.sort_unstable();
             level.dedup();
@@ -230,7 +233,7 @@ impl Graph {
             kind,
             common,
             body,
-            edges,
+            shape,
             files,
         } = new;
         self.nodes.push(Some(Arc::new(Node {
@@ -238,7 +241,7 @@ impl Graph {
             kind,
             common,
             body,
-            edges,
+            shape,
             files,
         })));
         id

@@ -274,7 +274,7 @@ impl<'a> Draft<'a> {
             }
             let above = total(&self.users, id);
             let node = self.graph.node(id).ok_or(PermError::Gone)?;
-            for edge in node.edges() {
+            for edge in node.shape().edges() {
                 let mut wants = match node.body() {
                     Body::Driver(driver) => driver.wants(edge, above),
                     Body::Filter(_) => above,

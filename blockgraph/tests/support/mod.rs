@@ -8,9 +8,10 @@
 )]
 
 pub mod model;
+pub mod pki;
 
-use blockgraph::graph::open::{Child, DriverSpec, FileSpec, NodeSpec, open};
-use blockgraph::graph::{Body, Common, DiscardPolicy, NewNode};
+use blockgraph::graph::open::{self, Child, DriverSpec, FileSpec, NodeSpec, OpenError};
+use blockgraph::graph::{Body, Common, Control, DiscardPolicy, NewNode, Shape};
 use blockgraph::node::{Engine, NodeId, Outcome};
 use blockgraph::pin::Epochs;
 use blockgraph::{Current, Event, Kind, Lane, Mode, Span, Started, driver};
@@ -60,6 +61,7 @@ pub fn engines() -> Vec<Choice> {
 pub struct Bench {
     pub current: Arc<Current>,
     pub lane: Lane,
+    pub control: Control,
     bell: ring::Bell,
 }
 
@@ -72,22 +74,25 @@ impl Bench {
     }
 
     pub fn on(current: Arc<Current>, epochs: Arc<Epochs>, choice: Choice, mode: Mode) -> Bench {
-        let ring = Ring::new(choice).expect("a ring");
+        let ring = Ring::new(choice.clone()).expect("a ring");
         // Tasks are woken by other threads too: by whoever lets go of a held range, or of a pin.
         let bell = ring.bell();
-        let lane = Lane::new(ring, current.clone(), epochs, mode);
+        let lane = Lane::new(ring, current.clone(), epochs.clone(), mode);
+        let control = Control::in_mode(current.clone(), epochs, choice, mode).expect("a ring");
         let fd = std::os::fd::AsRawFd::as_raw_fd(&bell);
         let ring = lane.ring().clone();
         ring.borrow_mut().start(Op::Poll { fd }, &[], 0, 0, BELL);
         Bench {
             current,
             lane,
+            control,
             bell,
         }
     }
 
-    pub fn open(&self, spec: NodeSpec) -> NodeId {
-        open(&self.current, spec).expect("opened").0
+    pub fn open(&mut self, spec: NodeSpec) -> NodeId {
+        let opened = open::open(&self.current, spec, &mut self.control);
+        opened.expect("opened").0
     }
 
     /// Asks and waits.
@@ -165,6 +170,16 @@ impl Bench {
     }
 }
 
+/// Opens with a control of its own.
+pub fn open(
+    current: &Arc<Current>,
+    spec: NodeSpec,
+) -> Result<(NodeId, Arc<blockgraph::Graph>), OpenError> {
+    let epochs = Arc::new(Epochs::default());
+    let mut control = Control::new(current.clone(), epochs, Choice::Threads).expect("a control");
+    open::open(current, spec, &mut control)
+}
+
 pub fn span(at: u64, len: u64) -> Span {
     Span::new(at, len).expect("a span")
 }
@@ -238,7 +253,6 @@ pub fn strict_file(bench: &Bench, path: &Path) -> NodeId {
     };
     let file = Arc::new(File::new(graph.new_file_id(), opened.into(), align));
     let parts = FileParts {
-        node: graph.next_id(),
         file: file.clone(),
         kind: FileKind::Regular,
         size_bytes,
@@ -268,8 +282,8 @@ pub fn insert(
         name,
         kind,
         common: common(),
-        body: Body::Driver(Box::new(driver)),
-        edges: Vec::new(),
+        body: Body::Driver(Arc::new(driver)),
+        shape: Shape::Leaf,
         files,
     })
 }

@@ -70,6 +70,10 @@ pub(crate) enum Step<'a> {
         at: u64,
         len_bytes: u64,
     },
+    Truncate {
+        file: Target,
+        len_bytes: u64,
+    },
     Poll {
         fd: RawFd,
     },
@@ -115,6 +119,14 @@ impl Engine {
             Engine::Uring(uring) => uring.push(step, user_data),
             Engine::Pool(pool) => pool.push(step, user_data),
             Engine::Sim(sim) => sim.push(step, user_data),
+        }
+    }
+
+    /// False if files cannot be truncated here.
+    pub(crate) fn can_truncate(&self) -> bool {
+        match self {
+            Engine::Uring(uring) => uring.can_truncate(),
+            Engine::Pool(_) | Engine::Sim(_) => true,
         }
     }
 

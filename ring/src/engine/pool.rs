@@ -37,6 +37,9 @@ enum Work {
         at: u64,
         len_bytes: u64,
     },
+    Truncate {
+        len_bytes: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -127,6 +130,7 @@ impl Pool {
                 at,
                 len_bytes,
             } => (file.fd, Work::Space { how, at, len_bytes }),
+            Step::Truncate { file, len_bytes } => (file.fd, Work::Truncate { len_bytes }),
             Step::Poll { fd } => {
                 if let Err(error) = self.polls.add(user_data, fd) {
                     self.report(user_data, -error.raw_os_error().unwrap_or(libc::EIO));
@@ -335,6 +339,10 @@ fn run(job: &Job) -> i32 {
         // SAFETY: as above.
         Work::Space { how, at, len_bytes } => unsafe {
             libc::fallocate(job.fd, how.mode(), *at as i64, *len_bytes as i64) as isize
+        },
+        // SAFETY: as above.
+        Work::Truncate { len_bytes } => unsafe {
+            libc::ftruncate(job.fd, *len_bytes as i64) as isize
         },
     };
     if result < 0 {

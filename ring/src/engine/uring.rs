@@ -38,6 +38,9 @@ const FOR_EVER_NS: u64 = 3_600_000_000_000;
 /// The flavour this kernel takes, found by the first ring of the process.
 static PROBED: OnceLock<Flavour> = OnceLock::new();
 
+/// Does this kernel's ring have IORING_OP_FTRUNCATE (Linux 6.9)? Asked when the first file is truncated.
+static TRUNCATES: OnceLock<bool> = OnceLock::new();
+
 /// What an eventfd is written to signal it once.
 static ONE: u64 = 1;
 
@@ -128,6 +131,14 @@ impl Uring {
 
     pub(crate) fn flavour(&self) -> Flavour {
         self.flavour
+    }
+
+    pub(crate) fn can_truncate(&self) -> bool {
+        *TRUNCATES.get_or_init(|| {
+            let mut probe = io_uring::Probe::new();
+            let asked = self.ring.submitter().register_probe(&mut probe);
+            asked.is_ok() && probe.is_supported(opcode::Ftruncate::CODE)
+        })
     }
 
     pub(crate) fn fix(&mut self, fd: RawFd) -> Option<u32> {
@@ -261,6 +272,9 @@ fn entry(step: Step<'_>, signal_flags: i32) -> squeue::Entry {
             at,
             len_bytes,
         } => fallocate(file, how, at, len_bytes),
+        Step::Truncate { file, len_bytes } => {
+            on_file!(file, |f| opcode::Ftruncate::new(f, len_bytes).build())
+        }
         Step::Poll { fd } => opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32)
             .multi(true)
             .build(),

@@ -24,7 +24,8 @@ impl Ring {
             | Op::Write { file, .. }
             | Op::Sync { file, .. }
             | Op::Punch { file, .. }
-            | Op::Zero { file, .. } => match self.files.get(file.0 as usize) {
+            | Op::Zero { file, .. }
+            | Op::Truncate { file, .. } => match self.files.get(file.0 as usize) {
                 Some(Some(known)) => Some((known.target, known.align)),
                 _ => return Launch::Failed(Errno(libc::EBADF)),
             },
@@ -50,6 +51,9 @@ impl Ring {
         match slot.op {
             Op::Timeout { ns } => slot.spec = crate::engine::uring::timespec(ns),
             Op::Cancel { target } => self.mark_cancelled(target),
+            Op::Truncate { .. } if !self.engine.can_truncate() => {
+                return Launch::Failed(Errno::NOTSUP);
+            }
             _ => {}
         }
         if push(&mut self.engine, self.slots.get(at), known, id) {
@@ -128,6 +132,7 @@ fn push(
             at,
             len_bytes,
         },
+        (Op::Truncate { len_bytes, .. }, Some((file, _))) => Step::Truncate { file, len_bytes },
         (Op::Poll { fd }, _) => Step::Poll { fd },
         (Op::Signal { fd }, _) => Step::Signal { fd },
         (Op::Timeout { ns }, _) => Step::Timeout {

@@ -66,6 +66,7 @@ impl Flight {
                 Some(Change::Bytes(bytes))
             }
             Kind::Punch | Kind::Zero => Some(Change::Zeroes(len_bytes)),
+            Kind::Truncate => Some(Change::Size),
             Kind::Read | Kind::Sync => None,
         }
     }
@@ -248,7 +249,8 @@ impl State {
             let flight = waiting.swap_remove(rng.below(waiting.len() as u64) as usize);
             let refused = matches!(flight.fate, Fate::Refuse(_));
             let len_bytes = clamp(store, &flight.seen);
-            if refused || len_bytes == 0 || rng.coin() {
+            let empty = len_bytes == 0 && flight.seen.kind != Kind::Truncate;
+            if refused || empty || rng.coin() {
                 continue;
             }
             if let Some(change) = flight.change(len_bytes) {
@@ -270,6 +272,9 @@ fn carry_out(file: &mut SimFile, flight: &mut Flight, now: u64, rng: &mut Rng) -
     let seen = flight.seen;
     if let Fate::Refuse(errno) = flight.fate {
         return -errno;
+    }
+    if seen.kind == Kind::Truncate {
+        return resize(file, flight, now, rng);
     }
     if misaligned(file, flight) {
         return -libc::EINVAL;
@@ -312,8 +317,25 @@ fn carry_out(file: &mut SimFile, flight: &mut Flight, now: u64, rng: &mut Rng) -
     match (failed, seen.kind) {
         (Some(errno), _) => errno,
         (None, Kind::Read | Kind::Write | Kind::WriteThrough) => len_bytes as i32,
-        (None, Kind::Sync | Kind::Punch | Kind::Zero) => 0,
+        (None, Kind::Sync | Kind::Punch | Kind::Zero | Kind::Truncate) => 0,
     }
+}
+
+/// Carries a truncation out: whole or not at all.
+fn resize(file: &mut SimFile, flight: &mut Flight, now: u64, rng: &mut Rng) -> i32 {
+    let size_bytes = flight.seen.at;
+    if size_bytes > file.size_bytes_max.max(file.store.live().len() as u64) {
+        return -libc::ENOSPC;
+    }
+    let failed = match flight.fate {
+        Fate::Fail(errno) => Some(-errno),
+        _ => None,
+    };
+    if failed.is_none() || rng.coin() {
+        flight.change = Some(now);
+        file.store.apply(now, size_bytes, &Change::Size);
+    }
+    failed.unwrap_or(0)
 }
 
 /// True if O_DIRECT would refuse it.

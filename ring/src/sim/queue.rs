@@ -84,6 +84,15 @@ impl Queue {
                 };
                 self.submit(kind, file.id, (at, len_bytes), Vec::new(), user_data);
             }
+            Step::Truncate { file, len_bytes } => {
+                self.submit(
+                    Kind::Truncate,
+                    file.id,
+                    (len_bytes, 0),
+                    Vec::new(),
+                    user_data,
+                );
+            }
             Step::Poll { fd } => {
                 if let Err(error) = self.polls.add(user_data, fd) {
                     self.report(user_data, -error.raw_os_error().unwrap_or(libc::EIO));

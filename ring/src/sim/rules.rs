@@ -18,9 +18,9 @@ pub struct Seen {
     pub kind: Kind,
     /// On which file.
     pub file: FileId,
-    /// Where, in bytes; 0 for a sync.
+    /// Where, in bytes; 0 for a sync, the new size for a truncation.
     pub at: u64,
-    /// How much, in bytes; 0 for a sync.
+    /// How much, in bytes; 0 for a sync and a truncation.
     pub len_bytes: u64,
 }
 
@@ -39,6 +39,8 @@ pub enum Kind {
     Punch,
     /// A range of zeroes.
     Zero,
+    /// A change of the file's size.
+    Truncate,
 }
 
 /// What becomes of an operation.
@@ -48,7 +50,7 @@ pub enum Act {
     Hold,
     /// Nothing is done for this many turns of its ring.
     Delay(u32),
-    /// Ends with this errno. A failed write or zeroing may have changed some of its sectors.
+    /// Ends with this errno. A failed write or zeroing may have changed some of its sectors, and a failed truncation the size.
     Fail(i32),
     /// Ends with this errno and has changed nothing.
     Refuse(i32),

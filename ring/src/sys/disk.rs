@@ -118,6 +118,19 @@ fn seek(fd: BorrowedFd<'_>, at: u64, whence: i32) -> io::Result<u64> {
     u64::try_from(found).map_err(|_| io::Error::last_os_error())
 }
 
+/// Makes the file that long (ftruncate); may block. Errors: EINVAL for what has no size of its own or is open for reading
+/// only, EFBIG, ENOSPC, EPERM for a sealed file.
+pub fn set_size(fd: BorrowedFd<'_>, size_bytes: u64) -> io::Result<()> {
+    let size =
+        libc::off_t::try_from(size_bytes).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+    // SAFETY: no pointer is passed.
+    let ret = unsafe { libc::ftruncate(fd.as_raw_fd(), size) };
+    if ret < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Turns O_NONBLOCK off again: io_uring would take it for "never wait", even on files that always can be waited for.
 pub fn set_blocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: no pointer is passed.

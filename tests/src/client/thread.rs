@@ -9,7 +9,9 @@ use std::sync::Arc;
 use backend::queue::{Crew, Team, WorkerOptions};
 use backend::vhost::{Link, RingStart};
 use backend::virtio_blk::{Cache, Disk, DiskOptions};
+use blockgraph::graph::Control;
 use blockgraph::graph::open::{NodeSpec, open};
+use blockgraph::pin::Epochs;
 use blockgraph::{Current, Mode};
 use ring::Choice;
 use ring::vring::{EventIdx, GuestMap, Indirect, Layout, Region, RingFeatures};
@@ -44,7 +46,9 @@ pub struct Desk {
 /// A writable node on a thread of its own.
 pub fn desk(choice: Choice, spec: NodeSpec) -> Desk {
     let current = Arc::<Current>::default();
-    let (node, graph) = open(&current, spec).unwrap();
+    let epochs = Arc::<Epochs>::default();
+    let mut control = Control::new(current.clone(), epochs.clone(), Choice::Threads).unwrap();
+    let (node, graph) = open(&current, spec, &mut control).unwrap();
     let disk = Disk::new(&DiskOptions {
         node,
         info: graph.info(node).unwrap(),

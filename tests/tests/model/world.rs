@@ -4,7 +4,7 @@ use super::cells::{Cells, Overlap, SECTOR};
 use blockgraph::driver::file::{Cache, FileDriver, FileKind, FileParts, Flushes};
 use blockgraph::driver::raw::{Raw, Window};
 use blockgraph::filter::delay::Delay;
-use blockgraph::graph::{Body, Common, DetectZeroes, DiscardPolicy, NewNode};
+use blockgraph::graph::{Body, Common, DetectZeroes, DiscardPolicy, NewNode, Shape};
 use blockgraph::pin::Epochs;
 use blockgraph::{Current, Graph, Info, Lane, Limits, Mode, NodeId};
 use ring::sim::{Config, Disk, FileConfig, Rng, Weather};
@@ -101,7 +101,7 @@ pub fn surroundings_are_whole(plan: &Plan, image: &[u8]) -> bool {
     before.iter().all(|&b| b == 0xa5) && after.iter().all(|&b| b == 0x5a) && after.len() == 8192
 }
 
-fn insert(graph: &mut Graph, kind: &'static str, plan: &Plan, body: Body) -> NodeId {
+fn insert(graph: &mut Graph, kind: &'static str, plan: &Plan, body: Body, shape: Shape) -> NodeId {
     graph.insert(NewNode {
         name: format!("{kind}-node"),
         kind,
@@ -115,7 +115,7 @@ fn insert(graph: &mut Graph, kind: &'static str, plan: &Plan, body: Body) -> Nod
             ..Common::default()
         },
         body,
-        edges: Vec::new(),
+        shape,
         files: Vec::new(),
     })
 }
@@ -129,7 +129,6 @@ fn graph(plan: &Plan, disk: &Disk) -> (Graph, NodeId) {
         ..Limits::PLAIN
     };
     let driver = FileDriver::from_parts(FileParts {
-        node: NodeId(0),
         file: file.clone(),
         kind: FileKind::Regular,
         size_bytes,
@@ -145,21 +144,34 @@ fn graph(plan: &Plan, disk: &Disk) -> (Graph, NodeId) {
             detect_zeroes: plan.detect_zeroes,
             ..Common::default()
         },
-        body: Body::Driver(Box::new(driver)),
-        edges: Vec::new(),
+        body: Body::Driver(Arc::new(driver)),
+        shape: Shape::Leaf,
         files: vec![file],
     });
     if let Some(delay_ns) = plan.delay_ns {
-        let delay = Delay::new(top, delay_ns);
-        top = insert(&mut graph, "delay", plan, Body::Filter(Box::new(delay)));
+        let delay = Delay::new(delay_ns);
+        let shape = Shape::filter(top);
+        top = insert(
+            &mut graph,
+            "delay",
+            plan,
+            Body::Filter(Arc::new(delay)),
+            shape,
+        );
     }
     let window = Window {
         offset_bytes: plan.offset_bytes,
         size_bytes: Some(SECTORS * SECTOR),
     };
     let below = Info { size_bytes, limits };
-    let raw = Raw::new(top, below, window).expect("a window");
-    top = insert(&mut graph, "raw", plan, Body::Driver(Box::new(raw)));
+    let raw = Raw::new(below, window).expect("a window");
+    top = insert(
+        &mut graph,
+        "raw",
+        plan,
+        Body::Driver(Arc::new(raw)),
+        Shape::image(top),
+    );
     (graph, top)
 }
 

@@ -48,8 +48,6 @@ pub enum Flushes {
 /// What a file driver is made of, whoever opened the file.
 #[derive(Debug)]
 pub struct FileParts {
-    /// The driver's own node, for block status.
-    pub node: NodeId,
     /// The open file.
     pub file: Arc<File>,
     /// Regular file or block device.
@@ -111,6 +109,7 @@ impl FileDriver {
                     Durability::Through => self.sync(io).await,
                 }
             }
+            Kind::WriteCompressed => Err(Errno::NOTSUP),
             Kind::Discard => self.discard(io, span).await,
             Kind::Flush => self.sync(io).await,
         }
@@ -146,17 +145,17 @@ impl FileDriver {
         outcome
     }
 
-    fn status_of(&self, span: Span, found: std::io::Result<Extent>) -> Status {
+    fn status_of(&self, node: NodeId, span: Span, found: std::io::Result<Extent>) -> Status {
         let (end, content, mapping) = match found {
             Ok(Extent::Hole { end }) => (end, Content::Zero, Mapping::None),
             // The last sector may be there in part, and counts as a whole.
             Ok(Extent::Data { end }) => (
                 Some(super::whole_sectors(end)),
                 Content::Data,
-                Mapping::At(self.parts.node, span.at),
+                Mapping::At(node, span.at),
             ),
             // Files that do not know holes are data all over.
-            Err(_) => (None, Content::Data, Mapping::At(self.parts.node, span.at)),
+            Err(_) => (None, Content::Data, Mapping::At(node, span.at)),
         };
         Status {
             len: end.map_or(span.len, |end| span.len.min(end - span.at)),
@@ -185,11 +184,11 @@ impl Driver for FileDriver {
         Box::pin(self.perform(io, request))
     }
 
-    fn status<'a>(&'a self, _io: &'a Io, span: Span) -> Local<'a, Result<Status, Errno>> {
+    fn status<'a>(&'a self, io: &'a Io, span: Span) -> Local<'a, Result<Status, Errno>> {
         let file = self.parts.file.clone();
         Box::pin(async move {
             let found = blocking(move || extent(file.as_fd(), span.at)).await?;
-            Ok(self.status_of(span, found))
+            Ok(self.status_of(io.here(), span, found))
         })
     }
 

@@ -5,7 +5,7 @@
 use super::{Cache, FileDriver, FileParts, Flushes, Locking, locks::Locks};
 use crate::driver::{SECTOR_BYTES, whole_sectors};
 use crate::graph::{Access, errno_text};
-use crate::node::{Engine, Limits, NodeId};
+use crate::node::{Engine, Limits};
 use ring::sys::disk;
 use ring::{Align, File, FileId};
 use std::fs::{Metadata, OpenOptions};
@@ -108,12 +108,8 @@ pub enum FileError {
     NativeCached,
 }
 
-/// Opens a file as node `node`, naming it `id`; also says whether it may be written. Errors: see [`FileError`].
-pub fn open(
-    node: NodeId,
-    id: FileId,
-    options: &FileOptions,
-) -> Result<(FileDriver, Access), FileError> {
+/// Opens a file, naming it `id`; also says whether it may be written. Errors: see [`FileError`].
+pub fn open(id: FileId, options: &FileOptions) -> Result<(FileDriver, Access), FileError> {
     let driver = options.kind.name();
     if options.filename.as_os_str().is_empty() {
         return Err(FileError::NoName { driver });
@@ -139,7 +135,6 @@ pub fn open(
         Flushes::Nothing => file.never_synced(),
     };
     let mut opened = FileDriver::from_parts(FileParts {
-        node,
         file: Arc::new(file),
         kind: options.kind,
         size_bytes,

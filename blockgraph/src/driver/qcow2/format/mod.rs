@@ -1,0 +1,9 @@
+//! What is written in an image: each structure parsed into types that cannot be wrong, and back; no I/O here.
+//!
+//! The rule: image bytes are checked once, here, and everything above works on the result.
+
+pub mod bytes;
+pub mod entry;
+pub mod extensions;
+pub mod features;
+pub mod header;

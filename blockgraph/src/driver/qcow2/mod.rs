@@ -1,0 +1,3 @@
+//! qcow2: guest clusters anywhere in a file, found by two levels of tables (QEMU's docs/interop/qcow2.txt).
+
+pub mod format;

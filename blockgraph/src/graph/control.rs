@@ -1,0 +1,113 @@
+//! The control thread's own lane: opening, closing and changing nodes is async code that runs here, to its end.
+//!
+//! The rule: nothing runs on it but what [`Control::run`] was just given, so a node that is slow to open holds up the
+//! control thread and no guest.
+
+use super::{Current, Graph};
+use crate::io::Io;
+use crate::lane::{Event, Lane};
+use crate::mode::Mode;
+use crate::node::NodeId;
+use crate::pin::Epochs;
+use ring::{Bell, Choice, Op, Ring, Wait};
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+const BELL: u64 = 1 << 62;
+const WORK: u64 = 1;
+
+/// Runs work on nodes, published or not, to its end.
+#[derive(Debug)]
+pub struct Control {
+    lane: Lane,
+    bell: Bell,
+}
+
+impl Control {
+    /// A lane for the calling thread. Errors: the kernel gives no ring.
+    pub fn new(current: Arc<Current>, epochs: Arc<Epochs>, choice: Choice) -> io::Result<Control> {
+        Control::in_mode(current, epochs, choice, Mode::Fast)
+    }
+
+    /// The same for tests that serve what could be mapped.
+    pub fn in_mode(
+        current: Arc<Current>,
+        epochs: Arc<Epochs>,
+        choice: Choice,
+        mode: Mode,
+    ) -> io::Result<Control> {
+        let ring = Ring::new(choice)?;
+        let bell = ring.bell();
+        let lane = Lane::new(ring, current, epochs, mode);
+        let fd = bell.as_raw_fd();
+        let ring = lane.ring().clone();
+        ring.borrow_mut().start(Op::Poll { fd }, &[], 0, 0, BELL);
+        Ok(Control { lane, bell })
+    }
+
+    /// Runs `work` on `graph`, seen from `here`, and waits for its end. Errors: the ring's own, and final.
+    pub fn run<T: 'static, F: Future<Output = T> + 'static>(
+        &mut self,
+        graph: &Arc<Graph>,
+        here: NodeId,
+        work: impl FnOnce(Io) -> F,
+    ) -> io::Result<T> {
+        self.run_until(graph, here, None, work)
+    }
+
+    /// The same, giving up at `deadline` with ETIMEDOUT: the work is left where it is, and the control has to be forgotten
+    /// rather than dropped, as what is in flight still has its memory.
+    pub fn run_until<T: 'static, F: Future<Output = T> + 'static>(
+        &mut self,
+        graph: &Arc<Graph>,
+        here: NodeId,
+        deadline: Option<Instant>,
+        work: impl FnOnce(Io) -> F,
+    ) -> io::Result<T> {
+        let result = Rc::new(RefCell::new(None));
+        let to = result.clone();
+        self.lane.spawn_on(graph, here, WORK, |io| {
+            let work = work(io);
+            async move {
+                let value = work.await;
+                *to.borrow_mut() = Some(value);
+                Ok(())
+            }
+        });
+        while result.borrow().is_none() {
+            self.turn(deadline)?;
+        }
+        self.hear();
+        // The loop ended because it is there.
+        result.take().ok_or_else(|| io::ErrorKind::Other.into())
+    }
+
+    fn turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+        let wait = match deadline {
+            None => Wait::One,
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                Wait::AtMost(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX))
+            }
+        };
+        self.lane.turn(wait)?;
+        self.hear();
+        Ok(())
+    }
+
+    fn hear(&mut self) {
+        while let Some(event) = self.lane.take() {
+            if let Event::Signal { token: BELL, .. } = event {
+                self.bell.hush();
+            }
+        }
+    }
+}
