@@ -422,9 +422,12 @@ mod tests {
 
         fn commit(&mut self) {
             let out = self.refs.take_dirty();
-            let indexes: Vec<u64> = out.iter().map(|block| block.index).collect();
-            self.disk.extend(out.into_iter().map(|block| (block.index, block.bytes)));
-            self.refs.written(&indexes, false);
+            let cluster = 1 << self.cluster_bits;
+            for block in &out {
+                let disk = self.disk.entry(block.index).or_insert_with(|| vec![0; cluster]);
+                disk[block.within.clone()].copy_from_slice(&block.bytes);
+            }
+            self.refs.written(&out);
             self.refs.take_table();
         }
 

@@ -5,6 +5,7 @@
 
 use super::width::Width;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// The refcount table may be this long (QEMU's own limit): it is kept in memory whole.
 pub(crate) const TABLE_BYTES_MAX: u64 = 8 << 20;
@@ -38,7 +39,8 @@ pub(crate) enum Lack {
 struct Block {
     host: u64,
     bytes: Box<[u8]>,
-    dirty: bool,
+    /// The bytes that the disk does not have; empty if there are none.
+    dirty: Range<usize>,
     writing: bool,
     used: u64,
 }
@@ -62,13 +64,36 @@ pub(crate) struct Refcounts {
     abandoned: Vec<(u64, u64)>,
 }
 
-/// A refcount block to be written.
-#[derive(Debug)]
+impl Block {
+    fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// Widens what is dirty.
+    fn touch(&mut self, bytes: Range<usize>) {
+        if self.dirty.is_empty() {
+            self.dirty = bytes;
+        } else {
+            self.dirty = self.dirty.start.min(bytes.start)..self.dirty.end.max(bytes.end);
+        }
+    }
+}
+
+/// What of a refcount block is to be written.
+#[derive(Clone, Debug)]
 pub(crate) struct BlockOut {
+    /// Which block.
     pub(crate) index: u64,
+    /// Where, in bytes of the file.
     pub(crate) at: u64,
+    /// Which bytes of the block.
+    pub(crate) within: Range<usize>,
+    /// What they are.
     pub(crate) bytes: Vec<u8>,
 }
+
+/// Blocks are written in pieces of this, in bytes, or whole where clusters are smaller.
+const PIECE_BYTES: usize = 4096;
 
 /// What of the table is to be written.
 #[derive(Debug, PartialEq, Eq)]
@@ -154,7 +179,7 @@ impl Refcounts {
 
     /// How many blocks are in memory that cannot be dropped.
     pub(crate) fn unclean(&self) -> usize {
-        let unclean = |block: &&Block| block.dirty || block.writing;
+        let unclean = |block: &&Block| block.is_dirty() || block.writing;
         self.blocks.values().filter(unclean).count()
     }
 
@@ -168,10 +193,10 @@ impl Refcounts {
         let Some(host) = self.block_at(index) else {
             return;
         };
-        self.insert(index, host, bytes, false);
+        self.insert(index, host, bytes, 0..0);
     }
 
-    fn insert(&mut self, index: u64, host: u64, bytes: Box<[u8]>, dirty: bool) {
+    fn insert(&mut self, index: u64, host: u64, bytes: Box<[u8]>, dirty: Range<usize>) {
         self.clock += 1;
         let used = self.clock;
         self.blocks.entry(index).or_insert(Block {
@@ -187,7 +212,7 @@ impl Refcounts {
     fn shrink(&mut self, keep: u64) {
         while self.blocks.len() > self.blocks_max {
             let clean = self.blocks.iter();
-            let clean = clean.filter(|(index, b)| !b.dirty && !b.writing && **index != keep);
+            let clean = clean.filter(|(index, b)| !b.is_dirty() && !b.writing && **index != keep);
             let Some((&oldest, _)) = clean.min_by_key(|(_, block)| block.used) else {
                 return;
             };
@@ -200,7 +225,8 @@ impl Refcounts {
         let bytes = vec![0; 1 << self.cluster_bits].into_boxed_slice();
         self.table[index as usize] = host;
         self.stale.insert(index);
-        self.insert(index, host, bytes, true);
+        let all = 0..bytes.len();
+        self.insert(index, host, bytes, all);
     }
 
     /// The table is longer from now on, and will be written at `at`; the old one's clusters are free once that is durable
@@ -248,7 +274,10 @@ impl Refcounts {
         let width = self.width;
         let (block, within) = self.block(cluster)?;
         width.set(&mut block.bytes, within, value);
-        block.dirty = true;
+        let at = within * width.bits() as usize / 8;
+        let piece = PIECE_BYTES.min(block.bytes.len());
+        let first = at / piece * piece;
+        block.touch(first..first + piece);
         Ok(())
     }
 
@@ -316,29 +345,39 @@ impl Refcounts {
 
     /// Copies out what is dirty; from here until [`Refcounts::written`] the blocks count as being written.
     pub(crate) fn take_dirty(&mut self) -> Vec<BlockOut> {
-        let dirty = self.blocks.iter_mut().filter(|(_, block)| block.dirty);
+        let dirty = self.blocks.iter_mut().filter(|(_, block)| block.is_dirty());
         dirty
             .map(|(&index, block)| {
-                block.dirty = false;
+                let within = std::mem::take(&mut block.dirty);
                 block.writing = true;
                 BlockOut {
                     index,
-                    at: block.host,
-                    bytes: block.bytes.to_vec(),
+                    at: block.host + within.start as u64,
+                    bytes: block.bytes[within.clone()].to_vec(),
+                    within,
                 }
             })
             .collect()
     }
 
-    /// The blocks were written, or (`lost`) were not and are dirty again.
-    pub(crate) fn written(&mut self, indexes: &[u64], lost: bool) {
-        for index in indexes {
-            if let Some(block) = self.blocks.get_mut(index) {
+    /// The blocks that were taken are on disk.
+    pub(crate) fn written(&mut self, out: &[BlockOut]) {
+        for out in out {
+            if let Some(block) = self.blocks.get_mut(&out.index) {
                 block.writing = false;
-                block.dirty |= lost;
             }
         }
         self.shrink(u64::MAX);
+    }
+
+    /// The blocks that were taken were not written: they are dirty again.
+    pub(crate) fn lost(&mut self, out: &[BlockOut]) {
+        for out in out {
+            if let Some(block) = self.blocks.get_mut(&out.index) {
+                block.writing = false;
+                block.touch(out.within.clone());
+            }
+        }
     }
 
     /// What of the table the disk does not have; from here on it counts as written.
@@ -364,6 +403,6 @@ impl Refcounts {
 
     /// True if some refcount is newer than the disk's.
     pub(crate) fn is_dirty(&self) -> bool {
-        self.moved || !self.stale.is_empty() || self.blocks.values().any(|block| block.dirty)
+        self.moved || !self.stale.is_empty() || self.blocks.values().any(Block::is_dirty)
     }
 }
