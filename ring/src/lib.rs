@@ -18,6 +18,7 @@ mod tasks;
 mod transfer;
 pub mod vring;
 mod wait;
+pub mod words;
 
 pub use buf::{Buf, Mem};
 pub use engine::uring::Flavour;
@@ -28,3 +29,4 @@ pub use ring::{Choice, Ring, SLOTS};
 pub use seg::Seg;
 pub use tasks::{Task, Tasks};
 pub use wait::{Bell, Wait};
+pub use words::Words;

@@ -7,6 +7,7 @@
 mod blocks;
 mod locks;
 mod open;
+mod size;
 mod space;
 
 pub use locks::{LockError, Locking};
@@ -17,7 +18,7 @@ use crate::graph::perm::Wants;
 use crate::hold::Holds;
 use crate::io::Io;
 use crate::node::{Driver, Engine, Info, Limits, Local, Map, NodeId, Outcome};
-use crate::request::{Dir, Kind, Request};
+use crate::request::{Dir, Kind, Prealloc, Request};
 use crate::status::{Content, Mapping, Status};
 use crate::units::Span;
 use locks::Locks;
@@ -25,7 +26,7 @@ use ring::sys::disk::{Extent, extent};
 use ring::{Durability, Errno, File, Op, SyncLevel};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 /// Where the kernel keeps what was written until it is synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +53,7 @@ pub struct FileParts {
     pub file: Arc<File>,
     /// Regular file or block device.
     pub kind: FileKind,
-    /// Size in bytes, whole sectors.
+    /// Size in bytes at the beginning, whole sectors.
     pub size_bytes: u64,
     /// What transfers suit it.
     pub limits: Limits,
@@ -66,6 +67,8 @@ pub struct FileParts {
 #[derive(Debug)]
 pub struct FileDriver {
     parts: FileParts,
+    /// Size in bytes now, whole sectors.
+    size_bytes: AtomicU64,
     engine: Engine,
     locks: Option<Locks>,
     /// Blocks that are being read, changed and written back.
@@ -82,6 +85,7 @@ impl FileDriver {
     /// A driver on an open file. It takes no locks; see [`open`] for one that does.
     pub fn from_parts(parts: FileParts) -> FileDriver {
         FileDriver {
+            size_bytes: AtomicU64::new(parts.size_bytes),
             parts,
             engine: Engine::Any,
             locks: None,
@@ -194,9 +198,13 @@ impl Driver for FileDriver {
 
     fn info(&self) -> Info {
         Info {
-            size_bytes: self.parts.size_bytes,
+            size_bytes: self.size_bytes.load(Ordering::Acquire),
             limits: self.parts.limits,
         }
+    }
+
+    fn truncate<'a>(&'a self, io: &'a Io, size_bytes: u64, how: Prealloc) -> Local<'a, Outcome> {
+        Box::pin(self.resize(io, size_bytes, how))
     }
 
     fn engine(&self) -> Engine {

@@ -102,7 +102,7 @@ impl FileDriver {
     }
 
     /// The caller holds the blocks.
-    async fn zero_by_writing(&self, io: &Io, span: Span) -> Outcome {
+    pub(super) async fn zero_by_writing(&self, io: &Io, span: Span) -> Outcome {
         if !self.fits(span) {
             io.grace().await;
         }

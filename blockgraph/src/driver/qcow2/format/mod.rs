@@ -2,8 +2,10 @@
 //!
 //! The rule: image bytes are checked once, here, and everything above works on the result.
 
+pub mod bitmap_dir;
 pub mod bytes;
 pub mod entry;
 pub mod extensions;
 pub mod features;
 pub mod header;
+pub mod snapshot_table;
