@@ -13,6 +13,9 @@ const STEP_BYTES_MAX: u64 = 256 << 20;
 /// Before the file grows so many refcount blocks are looked through for free clusters.
 const LOOKS_PER_STEP: u32 = 4;
 
+/// To find where what is used ends, so many refcount blocks are looked at.
+const END_LOOKS_MAX: u32 = 16;
+
 /// Host clusters next to each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
@@ -49,12 +52,50 @@ struct Pack {
     end: u64,
 }
 
+/// What is known of where what is used ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Not beyond the end of this refcount block's clusters; so many blocks may still be looked at.
+    Within(u64, u32),
+    /// At `fresh`.
+    Known,
+}
+
 /// The free clusters of an image file.
 #[derive(Debug)]
 pub(crate) struct Alloc {
     cluster_bits: u32,
-    /// From this cluster on nothing is used.
+    /// From this cluster on nothing is used, once that is known.
     fresh: u64,
+    end: End,
+    /// True once [`Alloc::find_end`] has found it.
+    pub(crate) fn knows_end(&self) -> bool {
+        self.end == End::Known
+    }
+
+    /// Finds where what is used ends: the last refcount that is not 0, or, in files that have many blocks of nothing else,
+    /// an end beyond that.
+    pub(crate) fn find_end(&mut self, refs: &mut Refcounts) -> Result<(), Lack> {
+        while let End::Within(from, looks) = self.end {
+            let Some(index) = refs.last_block(from) else {
+                // Without any refcounts nothing tells what is used: at least what the file has is.
+                self.fresh = self.length.div_ceil(1 << self.cluster_bits);
+                self.end = End::Known;
+                break;
+            };
+            if let Some(last) = refs.last_used(index)? {
+                self.fresh = last + 1;
+                self.end = End::Known;
+            } else if looks == 0 {
+                self.fresh = index << refs.block_bits();
+                self.end = End::Known;
+            } else {
+                self.end = End::Within(index, looks - 1);
+            }
+        }
+        Ok(())
+    }
+
     /// How long the file is, in bytes.
     length: u64,
     /// From this cluster on the file reads as zeroes where nothing was allocated.
@@ -69,11 +110,12 @@ pub(crate) struct Alloc {
 }
 
 impl Alloc {
-    /// For a file of `length` bytes of which no cluster from `fresh` on is used.
-    pub(crate) fn new(cluster_bits: u32, length: u64, fresh: u64) -> Alloc {
+    /// For a file of `length` bytes. Where what is used ends has to be found before anything is handed out.
+    pub(crate) fn new(cluster_bits: u32, length: u64) -> Alloc {
         Alloc {
             cluster_bits,
-            fresh,
+            fresh: 0,
+            end: End::Within(u64::MAX, END_LOOKS_MAX),
             length,
             zero_from: length.div_ceil(1 << cluster_bits),
             free: Free::default(),
@@ -268,16 +310,21 @@ impl Alloc {
 
     /// A cluster's refcount has come down to 0, and nothing durable or under way refers to it any more.
     pub(crate) fn release(&mut self, cluster: u64) {
-        let at = cluster << self.cluster_bits;
-        let packed = |pack: &Pack| pack.at > at && pack.at <= at + (1 << self.cluster_bits);
-        if self.pack.as_ref().is_some_and(packed) {
-            self.pack = None;
-        }
+        self.stop_packing(cluster);
         if cluster >= self.fresh {
             return;
         }
         if let Some(forgotten) = self.free.add(cluster, 1) {
             self.looked = self.looked.min(forgotten);
+        }
+    }
+
+    /// No more compressed clusters are put into that one.
+    pub(crate) fn stop_packing(&mut self, cluster: u64) {
+        let at = cluster << self.cluster_bits;
+        let packed = |pack: &Pack| pack.at > at && pack.at <= at + (1 << self.cluster_bits);
+        if self.pack.as_ref().is_some_and(packed) {
+            self.pack = None;
         }
     }
 
@@ -396,7 +443,7 @@ mod tests {
             table[0] = 2 * cluster;
             Bench {
                 refs: Refcounts::new(width, cluster_bits, table, cluster, 4),
-                alloc: Alloc::new(cluster_bits, 3 * cluster, 3),
+                alloc: Alloc::new(cluster_bits, 3 * cluster),
                 disk: [(0, block)].into(),
                 expected: [(0, 1), (1, 1), (2, 1)].into(),
                 cluster_bits,
@@ -445,7 +492,10 @@ mod tests {
         }
 
         fn take(&mut self, want: Want) -> Result<Run, Lack> {
-            let run = self.run(|alloc, refs| alloc.take(want, refs))?;
+            let run = self.run(|alloc, refs| {
+                alloc.find_end(refs)?;
+                alloc.take(want, refs)
+            })?;
             for cluster in run.first..run.first + run.count {
                 let before = self.expected.insert(cluster, 1);
                 assert_eq!(before.unwrap_or(0), 0, "handed out twice");
@@ -533,6 +583,7 @@ mod tests {
     #[test]
     fn compressed_clusters_share_host_clusters_and_count_in_each() {
         let mut bench = Bench::new(16, 4, 1 << 40);
+        bench.run(|alloc, refs| alloc.find_end(refs)).expect("found");
         let mut pack = |len| bench.run(|alloc, refs| alloc.pack(len, refs)).expect("room");
         assert_eq!(pack(40_000), 3 << 16);
         assert_eq!(pack(40_000), (3 << 16) + 40_000);
@@ -544,6 +595,7 @@ mod tests {
     #[test]
     fn a_host_cluster_holds_one_compressed_cluster_if_refcounts_are_single_bits() {
         let mut bench = Bench::new(16, 0, 1 << 40);
+        bench.run(|alloc, refs| alloc.find_end(refs)).expect("found");
         let mut pack = |len| bench.run(|alloc, refs| alloc.pack(len, refs)).expect("room");
         assert_eq!(pack(100), 3 << 16);
         assert_eq!(pack(100), 4 << 16);
@@ -571,7 +623,7 @@ mod tests {
         table[0] = 2 << 16;
         bench.disk = [(0, block)].into();
         bench.refs = Refcounts::new(width, 16, table, 1 << 16, 4);
-        bench.alloc = Alloc::new(16, 53 << 16, 53);
+        bench.alloc = Alloc::new(16, 53 << 16);
         (20..25).for_each(|cluster| drop(bench.expected.remove(&cluster)));
         let run = bench.take(Want::UpTo(4)).expect("room");
         assert_eq!((run.first, run.count), (20, 4));

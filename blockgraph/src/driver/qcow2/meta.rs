@@ -5,6 +5,7 @@
 
 use super::alloc::{Alloc, Content, Run, Want};
 use super::format::entry::{L1Entry, L2Entry, Malformed};
+use super::format::header::Header;
 use super::refcount::{Lack, Refcounts};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -44,23 +45,16 @@ pub(crate) struct NewTable {
     pub(crate) copy_of: Option<u64>,
 }
 
-/// The active L1 table.
-#[derive(Debug)]
-pub(crate) struct L1 {
-    /// Where it is, in bytes.
-    pub(crate) at: u64,
-    /// Its entries.
-    pub(crate) words: Vec<u64>,
-    /// Those that the disk does not have.
-    pub(crate) stale: BTreeSet<usize>,
-}
-
 /// An image's metadata in memory.
 #[derive(Debug)]
 pub(crate) struct Meta {
-    pub(crate) cluster_bits: u32,
-    pub(crate) l1: L1,
-    /// Refcounts and allocator; not there while an image is read only.
+    /// As on disk.
+    pub(crate) header: Header,
+    /// The active L1 table, or a snapshot's.
+    pub(crate) l1: Vec<u64>,
+    /// The L1 entries that the disk does not have.
+    pub(crate) l1_stale: BTreeSet<usize>,
+    /// Refcounts and what is free; nothing is known of either before the image is written for the first time.
     pub(crate) refs: Refcounts,
     pub(crate) alloc: Alloc,
     /// L2 slices with changes that no commit has taken up.
@@ -71,10 +65,26 @@ pub(crate) struct Meta {
 }
 
 impl Meta {
+    /// Of an image of which nothing else was read.
+    pub(crate) fn new(header: Header, l1: Vec<u64>) -> Meta {
+        let refs = Refcounts::unknown(header.cluster_bits);
+        let alloc = Alloc::new(header.cluster_bits, 0);
+        Meta {
+            header,
+            l1,
+            l1_stale: BTreeSet::new(),
+            refs,
+            alloc,
+            dirty: BTreeSet::new(),
+            new_tables: BTreeMap::new(),
+            freed: Vec::new(),
+        }
+    }
+
     /// The L2 table of an L1 entry as reads see it.
     pub(crate) fn l2_table(&self, index: usize) -> Result<L1Entry, Malformed> {
-        let word = self.l1.words.get(index).copied().unwrap_or(0);
-        L1Entry::decode(word, self.cluster_bits)
+        let word = self.l1.get(index).copied().unwrap_or(0);
+        L1Entry::decode(word, self.header.cluster_bits)
     }
 
     /// May slices of that table be changed?
@@ -92,7 +102,7 @@ impl Meta {
         };
         let Run { first, content, .. } = self.alloc.take(Want::Exactly(1), &mut self.refs)?;
         let table = NewTable {
-            at: first << self.cluster_bits,
+            at: first << self.header.cluster_bits,
             content,
             copy_of,
         };
@@ -102,7 +112,7 @@ impl Meta {
 
     /// Nothing refers to the clusters of `entry` once what is in memory now is durable.
     pub(crate) fn free_entry(&mut self, entry: L2Entry, why: Why) {
-        let cluster = 1u64 << self.cluster_bits;
+        let cluster = 1u64 << self.header.cluster_bits;
         let (at, len) = match entry {
             L2Entry::Compressed { host, len_bytes } => (host, len_bytes),
             _ => match entry.host_cluster() {
@@ -120,7 +130,7 @@ impl Meta {
             Some(last)
                 if last.at + last.len == freed.at
                     && last.why == freed.why
-                    && (last.at | last.len | freed.len) & ((1 << self.cluster_bits) - 1) == 0 =>
+                    && (last.at | last.len | freed.len) & ((1 << self.header.cluster_bits) - 1) == 0 =>
             {
                 last.len += freed.len;
             }
@@ -130,6 +140,6 @@ impl Meta {
 
     /// True if something that the guest wrote is not to be found on disk yet.
     pub(crate) fn is_ahead(&self) -> bool {
-        !self.dirty.is_empty() || !self.new_tables.is_empty() || !self.l1.stale.is_empty()
+        !self.dirty.is_empty() || !self.new_tables.is_empty() || !self.l1_stale.is_empty()
     }
 }

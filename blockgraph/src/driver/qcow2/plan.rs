@@ -31,17 +31,6 @@ pub(crate) struct SliceOut {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// The refcount table as it is to be on disk.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct TableAt<'a> {
-    /// Where, in bytes.
-    pub(crate) at: u64,
-    /// How long, in bytes.
-    pub(crate) len: u64,
-    /// Its entries.
-    pub(crate) entries: &'a [u64],
-}
-
 /// What is ahead of the disk.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ahead<'a> {
@@ -49,8 +38,6 @@ pub(crate) struct Ahead<'a> {
     pub(crate) blocks: &'a [BlockOut],
     /// What of the refcount table has changed.
     pub(crate) table_out: &'a TableOut,
-    /// The refcount table.
-    pub(crate) table: TableAt<'a>,
     /// By L1 index: tables that are to be reachable.
     pub(crate) new_tables: &'a BTreeMap<usize, NewTable>,
     /// By L1 index: where tables are that are reachable, or were written earlier; in bytes.
@@ -106,21 +93,23 @@ pub(crate) fn phases(ahead: Ahead<'_>, copies: &BTreeMap<usize, Vec<u8>>) -> Pha
 }
 
 fn table_patches(ahead: &Ahead<'_>, phases: &mut Phases) {
-    let TableAt { at, len, entries } = ahead.table;
     match ahead.table_out {
         TableOut::None => {}
-        TableOut::Entries(indexes) => {
-            for index in indexes {
-                let bytes = entries[*index as usize].to_be_bytes().to_vec();
-                let at = at + 8 * index;
-                phases.refcounts.push(Patch { at, bytes });
-            }
+        TableOut::Entries { at, entries } => {
+            phases.refcounts.extend(entries.iter().map(|(index, entry)| Patch {
+                at: at + 8 * index,
+                bytes: entry.to_be_bytes().to_vec(),
+            }));
         }
-        TableOut::Moved => {
+        TableOut::Moved {
+            at,
+            clusters,
+            entries,
+        } => {
             let mut bytes: Vec<u8> = entries.iter().flat_map(|at| at.to_be_bytes()).collect();
-            bytes.resize(len as usize, 0);
-            phases.unreachable.push(Patch { at, bytes });
-            phases.refcounts.push(header_table(at, len / ahead.cluster_bytes));
+            bytes.resize((clusters * ahead.cluster_bytes) as usize, 0);
+            phases.unreachable.push(Patch { at: *at, bytes });
+            phases.refcounts.push(header_table(*at, *clusters));
         }
     }
 }
@@ -206,7 +195,6 @@ mod tests {
     struct Case {
         blocks: Vec<BlockOut>,
         table_out: TableOut,
-        entries: Vec<u64>,
         new_tables: BTreeMap<usize, NewTable>,
         slices: Vec<SliceOut>,
         l1: BTreeMap<usize, u64>,
@@ -218,7 +206,6 @@ mod tests {
             Case {
                 blocks: Vec::new(),
                 table_out: TableOut::None,
-                entries: vec![0x50000, 0x60000],
                 new_tables: BTreeMap::new(),
                 slices: Vec::new(),
                 l1: BTreeMap::new(),
@@ -233,11 +220,6 @@ mod tests {
             let ahead = Ahead {
                 blocks: &self.blocks,
                 table_out: &self.table_out,
-                table: TableAt {
-                    at: 0x10000,
-                    len: CLUSTER,
-                    entries: &self.entries,
-                },
                 new_tables: &self.new_tables,
                 tables: &tables,
                 slices: &self.slices,
@@ -266,7 +248,10 @@ mod tests {
     fn a_new_refcount_block_goes_before_the_entry_that_refers_to_it() {
         let phases = Case {
             blocks: vec![block(0x60000)],
-            table_out: TableOut::Entries(vec![1]),
+            table_out: TableOut::Entries {
+                at: 0x10000,
+                entries: vec![(1, 0x60000)],
+            },
             ..Case::default()
         }
         .phases();
@@ -278,7 +263,11 @@ mod tests {
     #[test]
     fn a_new_refcount_table_goes_before_the_header_that_refers_to_it() {
         let phases = Case {
-            table_out: TableOut::Moved,
+            table_out: TableOut::Moved {
+                at: 0x10000,
+                clusters: 1,
+                entries: vec![0x50000, 0x60000],
+            },
             ..Case::default()
         }
         .phases();

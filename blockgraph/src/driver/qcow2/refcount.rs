@@ -96,14 +96,27 @@ pub(crate) struct BlockOut {
 const PIECE_BYTES: usize = 4096;
 
 /// What of the table is to be written.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum TableOut {
     /// Nothing.
+    #[default]
     None,
-    /// These entries.
-    Entries(Vec<u64>),
+    /// Some entries.
+    Entries {
+        /// Where the table is, in bytes.
+        at: u64,
+        /// By index.
+        entries: Vec<(u64, u64)>,
+    },
     /// All of it, at a new place, and then the header.
-    Moved,
+    Moved {
+        /// Where, in bytes.
+        at: u64,
+        /// How many clusters it takes.
+        clusters: u64,
+        /// Its entries.
+        entries: Vec<u64>,
+    },
 }
 
 impl Refcounts {
@@ -129,6 +142,11 @@ impl Refcounts {
             moved: false,
             abandoned: Vec::new(),
         }
+    }
+
+    /// Of an image whose refcounts were not looked at.
+    pub(crate) fn unknown(cluster_bits: u32) -> Refcounts {
+        Refcounts::new(Width::default(), cluster_bits, Vec::new(), 0, 0)
     }
 
     pub(crate) fn width(&self) -> Width {
@@ -186,6 +204,18 @@ impl Refcounts {
     /// True if no further block should be made dirty before some are written.
     pub(crate) fn crowded(&self) -> bool {
         self.unclean() >= self.blocks_max
+    }
+
+    /// The last block that there is, before block `end`.
+    pub(crate) fn last_block(&self, end: u64) -> Option<u64> {
+        let end = self.table.len().min(usize::try_from(end).unwrap_or(usize::MAX));
+        let last = self.table[..end].iter().rposition(|at| at & !511 != 0)?;
+        Some(last as u64)
+    }
+
+    /// True if a block is in memory.
+    pub(crate) fn has(&self, index: u64) -> bool {
+        self.blocks.contains_key(&index)
     }
 
     /// A block was read. One that is in memory already is newer and stays.
@@ -383,21 +413,31 @@ impl Refcounts {
     /// What of the table the disk does not have; from here on it counts as written.
     pub(crate) fn take_table(&mut self) -> TableOut {
         let stale = std::mem::take(&mut self.stale);
+        let (at, clusters) = (self.table_at, self.table_clusters);
         if std::mem::take(&mut self.moved) {
-            return TableOut::Moved;
+            let entries = self.table.clone();
+            return TableOut::Moved {
+                at,
+                clusters,
+                entries,
+            };
         }
         if stale.is_empty() {
             return TableOut::None;
         }
-        TableOut::Entries(stale.into_iter().collect())
+        let entry = |index: u64| (index, self.table[index as usize]);
+        let entries = stale.into_iter().map(entry).collect();
+        TableOut::Entries { at, entries }
     }
 
     /// What was taken was not written after all.
     pub(crate) fn table_lost(&mut self, out: &TableOut) {
         match out {
             TableOut::None => {}
-            TableOut::Entries(entries) => self.stale.extend(entries),
-            TableOut::Moved => self.moved = true,
+            TableOut::Entries { entries, .. } => {
+                self.stale.extend(entries.iter().map(|(index, _)| *index));
+            }
+            TableOut::Moved { .. } => self.moved = true,
         }
     }
 

@@ -8,6 +8,13 @@ pub(crate) struct Width {
     order: u32,
 }
 
+impl Default for Width {
+    /// 16 bits, the only width that version 2 has.
+    fn default() -> Width {
+        Width { order: 4 }
+    }
+}
+
 impl Width {
     /// `refcount_order` of the header; `None` above 6.
     pub(crate) fn from_order(order: u32) -> Option<Width> {
