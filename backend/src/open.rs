@@ -14,7 +14,10 @@ use blockgraph::graph::{Access, DetectZeroes, DiscardPolicy, Sharing};
 use blockgraph::node::Engine;
 
 /// The node that `options` ask for, with its inline children.
-pub fn node_spec(options: BlockdevOptions) -> NodeSpec {
+///
+/// # Errors
+/// A driver that this version has no engine for.
+pub fn node_spec(options: BlockdevOptions) -> Result<NodeSpec, Refusal> {
     let BlockdevOptions {
         node_name,
         common,
@@ -24,7 +27,7 @@ pub fn node_spec(options: BlockdevOptions) -> NodeSpec {
         DriverOptions::File(file) => file_spec(file, &common, FileKind::Regular),
         DriverOptions::HostDevice(file) => file_spec(file, &common, FileKind::Device),
         DriverOptions::Raw(raw) => DriverSpec::Raw {
-            file: child(raw.file),
+            file: child(raw.file)?,
             window: Window {
                 offset_bytes: raw.offset_bytes,
                 size_bytes: raw.size_bytes,
@@ -33,22 +36,34 @@ pub fn node_spec(options: BlockdevOptions) -> NodeSpec {
         DriverOptions::NullCo(null) => null_spec(&null, NullKind::Co),
         DriverOptions::NullAio(null) => null_spec(&null, NullKind::Aio),
         DriverOptions::Delay(delay) => DriverSpec::Delay {
-            file: child(delay.file),
+            file: child(delay.file)?,
             latency_ns: delay.latency_ns,
         },
+        DriverOptions::Qcow2(_) => return Err(unsupported("qcow2")),
+        DriverOptions::CopyOnRead(_) => return Err(unsupported("copy-on-read")),
+        DriverOptions::Throttle(_) => return Err(unsupported("throttle")),
+        DriverOptions::Compress(_) => return Err(unsupported("compress")),
+        DriverOptions::Preallocate(_) => return Err(unsupported("preallocate")),
+        DriverOptions::Blkdebug(_) => return Err(unsupported("blkdebug")),
     };
-    NodeSpec {
+    Ok(NodeSpec {
         name: node_name,
         common: node_common(&common),
         driver,
-    }
+    })
 }
 
-fn child(child: ChildRef) -> Child {
-    match child {
+fn unsupported(driver: &str) -> Refusal {
+    Refusal::new(format!(
+        "driver '{driver}' is not supported by this version"
+    ))
+}
+
+fn child(child: ChildRef) -> Result<Child, Refusal> {
+    Ok(match child {
         ChildRef::Node(name) => Child::Named(name),
-        ChildRef::Inline(options) => Child::Inline(Box::new(node_spec(*options))),
-    }
+        ChildRef::Inline(options) => Child::Inline(Box::new(node_spec(*options)?)),
+    })
 }
 
 fn node_common(common: &NodeCommon) -> blockgraph::Common {
@@ -171,7 +186,7 @@ mod tests {
                 size_bytes: Some(1024),
             }),
         };
-        let spec = node_spec(raw);
+        let spec = node_spec(raw).expect("supported");
         assert_eq!(spec.name.as_deref(), Some("r"));
         assert_eq!(spec.common.discard, DiscardPolicy::Ignore);
         assert_eq!(spec.common.detect_zeroes, DetectZeroes::Unmap);

@@ -57,6 +57,18 @@ impl Io {
         }
     }
 
+    /// The same on a generation of the caller's own making, whose new files this thread adopts.
+    pub(crate) fn on(&self, graph: Arc<Graph>, here: NodeId) -> Io {
+        for file in graph.files() {
+            self.thread.ring.borrow_mut().adopt(file);
+        }
+        Io {
+            thread: self.thread.clone(),
+            graph,
+            here,
+        }
+    }
+
     /// The child of that role of the node being served. Errors: EIO if it has none.
     pub fn child(&self, role: Role) -> Result<NodeId, Errno> {
         let child = self.node(self.here)?.shape().child(role);

@@ -3,6 +3,7 @@
 //! The rule: this is the one place that pins, walks, submits and completes, for guests, exports, jobs and tests alike.
 //! On the mapped path nothing here allocates, locks, logs or reads a clock.
 
+use crate::clock;
 use crate::graph::{Current, Graph};
 use crate::io::{self, Io, Thread};
 use crate::map::{Passed, Place, Plan, Walk, walk};
@@ -129,6 +130,7 @@ impl Lane {
             self.adopt();
         }
         self.thread.pins.borrow_mut().refresh();
+        clock::begin_batch();
     }
 
     /// After a batch.
@@ -299,7 +301,10 @@ impl Lane {
             || !self.finished.borrow().is_empty()
             || self.tasks.can_run();
         let wait = if busy { Wait::Not } else { wait };
-        self.thread.ring.borrow_mut().turn(wait, &mut self.done)?;
+        let mut ring = self.thread.ring.borrow_mut();
+        ring.turn(wait, &mut self.done)?;
+        clock::turned(ring.virtual_ns());
+        drop(ring);
         self.tasks.run();
         Ok(())
     }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod blocking;
+pub mod clock;
 pub mod driver;
 pub mod filter;
 pub mod graph;

@@ -201,9 +201,33 @@ fn descend(graph: &Graph, top: NodeId, dir: Dir, mut span: Span, plan: &mut Plan
         if span.is_empty() {
             return None;
         }
-        id = node.shape().child(to)?;
+        let child = match node.shape().child(to) {
+            Some(child) => child,
+            None if to == Role::Cow => return piece(Map::Zero { len: span.len }, dir, span.len),
+            None => return None,
+        };
+        match within(graph, child, to, span)? {
+            inside if inside.is_empty() => {
+                return piece(Map::Zero { len: span.len }, dir, span.len);
+            }
+            inside => span = inside,
+        }
+        id = child;
     }
     None
+}
+
+/// What of `span` is within `child`, which is asked for all of it. What a backing file is too short for reads as zeroes; of
+/// another child nobody asks for more than there is, or it has to be served.
+fn within(graph: &Graph, child: NodeId, to: Role, span: Span) -> Option<Span> {
+    if to == Role::Filtered {
+        return Some(span);
+    }
+    let size = graph.info(child)?.size_bytes;
+    if span.end() <= size {
+        return Some(span);
+    }
+    (to == Role::Cow).then(|| span.first(size.saturating_sub(span.at)))
 }
 
 fn piece(answer: Map, dir: Dir, len_max: u64) -> Option<Piece> {

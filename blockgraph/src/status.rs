@@ -52,4 +52,12 @@ impl Status {
     pub fn is_mapped(&self) -> bool {
         self.mapping != Mapping::None
     }
+
+    /// Where it can be read directly, if it can (QEMU's OFFSET_VALID; it is mapped then).
+    pub fn offset(&self) -> Option<(NodeId, u64)> {
+        match self.mapping {
+            Mapping::At(node, offset) => Some((node, offset)),
+            Mapping::None | Mapping::Opaque => None,
+        }
+    }
 }

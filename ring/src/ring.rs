@@ -218,6 +218,14 @@ impl Ring {
         turned
     }
 
+    /// The time on a simulated disk, in nanoseconds since its ring was made; `None` where time is the machine's.
+    pub fn virtual_ns(&self) -> Option<u64> {
+        match &self.engine {
+            Engine::Sim(sim) => Some(sim.now_ns()),
+            Engine::Uring(_) | Engine::Pool(_) => None,
+        }
+    }
+
     /// Submits what was started and told, without waiting; what ends meanwhile comes out of the next turn.
     pub fn submit(&mut self) {
         // A final error shows again at the next turn, where it can be returned.

@@ -21,8 +21,23 @@ pub(super) fn capabilities() -> String {
 pub(super) fn objects(kind: Option<&str>) -> String {
     match kind {
         Some("iothread") => "iothread options:\n  poll-max-ns=<int>\n".to_owned(),
-        _ => "List of user creatable objects:\n  iothread\n".to_owned(),
+        Some("throttle-group") => throttle_group(),
+        _ => "List of user creatable objects:\n  iothread\n  throttle-group\n".to_owned(),
     }
+}
+
+fn throttle_group() -> String {
+    let rates = ["bps-read", "bps-total", "bps-write"];
+    let more = ["iops-total", "iops-write"];
+    let rate = |name: &&str| {
+        format!("  x-{name}-max-length=<int>\n  x-{name}-max=<int>\n  x-{name}=<int>\n")
+    };
+    let bps: String = rates.iter().map(rate).collect();
+    let iops_read = rate(&"iops-read");
+    let iops: String = more.iter().map(rate).collect();
+    format!(
+        "throttle-group options:\n  limits=<ThrottleLimits>\n{bps}{iops_read}  x-iops-size=<int>\n{iops}"
+    )
 }
 
 /// `-h`
@@ -55,6 +70,23 @@ argument may also be a JSON object:
                          [,locking=on|off|auto]
     raw                  file=<node>|file.driver=...[,offset=<n>][,size=<n>]
     null-co, null-aio    [size=<n>][,latency-ns=<n>][,read-zeroes=on|off]
+    qcow2                file=<node>|file.driver=...[,backing=<node>|...]
+                         [,data-file=<node>|...][,lazy-refcounts=on|off]
+                         [,pass-discard-request=on|off]
+                         [,pass-discard-snapshot=on|off]
+                         [,pass-discard-other=on|off][,discard-no-unref=on|off]
+                         [,overlap-check=none|constant|cached|all]
+                         [,cache-size=<n>][,l2-cache-size=<n>]
+                         [,l2-cache-entry-size=<n>][,refcount-cache-size=<n>]
+                         [,cache-clean-interval=<seconds>]
+    copy-on-read         file=<node>|file.driver=...[,bottom=<node>]
+    throttle             throttle-group=<id>,file=<node>|file.driver=...
+    compress             file=<node>|file.driver=...
+    preallocate          file=<node>|file.driver=...[,prealloc-align=<n>]
+                         [,prealloc-size=<n>]
+    blkdebug             image=<node>|image.driver=...[,align=<n>]
+                         [,max-transfer=<n>][,inject-error.<i>.event=<e>...]
+                         [,set-state.<i>.event=<e>...]
     x-delay              file=<node>|file.driver=...[,latency-ns=<n>]
   --export [type=]vhost-user-blk,id=<id>,node-name=<N>,
            addr.type=unix,addr.path=<socket-path>
@@ -64,6 +96,9 @@ argument may also be a JSON object:
            addr.type=fd,addr.str=<N>            a listening socket
            addr.type=connected-fd,addr.str=<N>  a connected one
   --object iothread,id=<id>[,poll-max-ns=<n>]
+  --object throttle-group,id=<id>[,limits.iops-total=<n>]
+           [,limits.bps-total=<n>][,limits.iops-total-max=<n>]
+           [,limits.iops-total-max-length=<seconds>][,limits.iops-size=<n>]...
   --object help          list object types
   --object <type>,help   list properties of a type
 

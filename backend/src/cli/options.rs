@@ -3,9 +3,14 @@
 //! The one rule: a value of these types has passed every check that needs no execution. What is left for the executor is what depends on the
 //! world: files, sockets, nodes that exist or do not, identifiers already taken.
 
+mod filters;
+mod qcow2;
+
 use std::path::PathBuf;
 
 use super::error::Refusal;
+pub use filters::*;
+pub use qcow2::*;
 
 /// The whole command line, once help, version and wrong options are out of the way.
 #[derive(Debug)]
@@ -57,6 +62,8 @@ pub enum Command {
 pub enum ObjectOptions {
     /// `iothread`
     Iothread(IothreadOptions),
+    /// `throttle-group`
+    ThrottleGroup(ThrottleGroupOptions),
 }
 
 /// `--object iothread`
@@ -133,6 +140,18 @@ pub enum DriverOptions {
     NullAio(NullOptions),
     /// `x-delay`: our own filter; every request waits before it passes.
     Delay(DelayOptions),
+    /// `qcow2`: an image.
+    Qcow2(Box<Qcow2Options>),
+    /// `copy-on-read`: what is read from below is kept.
+    CopyOnRead(CopyOnReadOptions),
+    /// `throttle`: not more than a group's limits.
+    Throttle(ThrottleOptions),
+    /// `compress`: writes are stored compressed.
+    Compress(CompressOptions),
+    /// `preallocate`: files grow in large steps.
+    Preallocate(PreallocateOptions),
+    /// `blkdebug`: errors made to order.
+    Blkdebug(Box<BlkdebugOptions>),
 }
 
 /// `file` and `host_device`
@@ -197,6 +216,32 @@ pub struct DelayOptions {
     pub file: ChildRef,
     /// How long each request waits.
     pub latency_ns: u64,
+}
+
+impl DriverOptions {
+    /// Every child, in the order of the options.
+    pub fn children(&self) -> impl Iterator<Item = &ChildRef> {
+        let (first, more) = match self {
+            Self::File(_) | Self::HostDevice(_) | Self::NullCo(_) | Self::NullAio(_) => {
+                (None, [None, None])
+            }
+            Self::Raw(raw) => (Some(&raw.file), [None, None]),
+            Self::Delay(delay) => (Some(&delay.file), [None, None]),
+            Self::CopyOnRead(filter) => (Some(&filter.file), [None, None]),
+            Self::Throttle(filter) => (Some(&filter.file), [None, None]),
+            Self::Compress(filter) => (Some(&filter.file), [None, None]),
+            Self::Preallocate(filter) => (Some(&filter.file), [None, None]),
+            Self::Blkdebug(filter) => (Some(&filter.image), [None, None]),
+            Self::Qcow2(image) => {
+                let backing = match &image.backing {
+                    Backing::Child(child) => Some(child),
+                    Backing::AsTheImageSays | Backing::Nothing => None,
+                };
+                (Some(&image.file), [backing, image.data_file.as_ref()])
+            }
+        };
+        first.into_iter().chain(more.into_iter().flatten())
+    }
 }
 
 /// A child, by name or written out in place.

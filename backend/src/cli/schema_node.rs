@@ -3,19 +3,18 @@
 //! To add an option: take it here, in its schema order, into a field of [`super::options`]. What QEMU has and we do not is refused by name,
 //! never taken and forgotten.
 
+mod blkdebug;
+mod file;
+mod filters;
+mod plain;
+mod qcow2;
+
 use super::error::{Later, Refusal};
-use super::options::{
-    Aio, BlockdevOptions, ChildRef, DelayOptions, DetectZeroes, Discard, DriverOptions,
-    FileOptions, Locking, NodeCommon, NullOptions, RawOptions,
-};
+use super::options::{BlockdevOptions, ChildRef, DetectZeroes, Discard, DriverOptions, NodeCommon};
 use super::visit::{NameOrObject, Object};
 
-/// The default size of `null-co` and `null-aio`.
-const NULL_SIZE_BYTES: u64 = 1 << 30;
 /// The longest node name, in bytes.
 const NODE_NAME_LEN_MAX_BYTES: usize = 31;
-/// Sizes of images are whole sectors.
-const SECTOR_LEN_BYTES: u64 = 512;
 
 #[derive(Clone, Copy)]
 enum Driver {
@@ -25,6 +24,12 @@ enum Driver {
     NullCo,
     NullAio,
     Delay,
+    Qcow2,
+    CopyOnRead,
+    Throttle,
+    Compress,
+    Preallocate,
+    Blkdebug,
     Unsupported(&'static str),
 }
 
@@ -36,18 +41,21 @@ const DRIVERS: &[(&str, Driver)] = &[
     ("null-co", Driver::NullCo),
     ("null-aio", Driver::NullAio),
     ("x-delay", Driver::Delay),
-    ("blkdebug", Driver::Unsupported("blkdebug")),
+    ("throttle", Driver::Throttle),
+    ("qcow2", Driver::Qcow2),
+    ("preallocate", Driver::Preallocate),
+    ("copy-on-read", Driver::CopyOnRead),
+    ("compress", Driver::Compress),
+    ("blkdebug", Driver::Blkdebug),
     ("blklogwrites", Driver::Unsupported("blklogwrites")),
     ("blkreplay", Driver::Unsupported("blkreplay")),
     ("blkverify", Driver::Unsupported("blkverify")),
     ("bochs", Driver::Unsupported("bochs")),
     ("cloop", Driver::Unsupported("cloop")),
-    ("compress", Driver::Unsupported("compress")),
     (
         "copy-before-write",
         Driver::Unsupported("copy-before-write"),
     ),
-    ("copy-on-read", Driver::Unsupported("copy-on-read")),
     ("dmg", Driver::Unsupported("dmg")),
     ("ftp", Driver::Unsupported("ftp")),
     ("ftps", Driver::Unsupported("ftps")),
@@ -61,16 +69,13 @@ const DRIVERS: &[(&str, Driver)] = &[
     ("nfs", Driver::Unsupported("nfs")),
     ("nvme", Driver::Unsupported("nvme")),
     ("parallels", Driver::Unsupported("parallels")),
-    ("preallocate", Driver::Unsupported("preallocate")),
     ("qcow", Driver::Unsupported("qcow")),
-    ("qcow2", Driver::Unsupported("qcow2")),
     ("qed", Driver::Unsupported("qed")),
     ("quorum", Driver::Unsupported("quorum")),
     ("rbd", Driver::Unsupported("rbd")),
     ("replication", Driver::Unsupported("replication")),
     ("snapshot-access", Driver::Unsupported("snapshot-access")),
     ("ssh", Driver::Unsupported("ssh")),
-    ("throttle", Driver::Unsupported("throttle")),
     ("vdi", Driver::Unsupported("vdi")),
     ("vhdx", Driver::Unsupported("vhdx")),
     ("vmdk", Driver::Unsupported("vmdk")),
@@ -84,18 +89,6 @@ const DETECT_ZEROES: &[(&str, DetectZeroes)] = &[
     ("off", DetectZeroes::Off),
     ("on", DetectZeroes::On),
     ("unmap", DetectZeroes::Unmap),
-];
-
-const AIO: &[(&str, Aio)] = &[
-    ("threads", Aio::Threads),
-    ("native", Aio::Native),
-    ("io_uring", Aio::IoUring),
-];
-
-const LOCKING: &[(&str, Locking)] = &[
-    ("auto", Locking::Auto),
-    ("on", Locking::On),
-    ("off", Locking::Off),
 ];
 
 /// Reads a root node: `--blockdev`, `blockdev-add`.
@@ -126,6 +119,15 @@ impl NodeCommon {
         detect_zeroes: DetectZeroes::Off,
     };
 
+    /// What an inline backing child has where nothing is said: as any child, but never written to.
+    pub(super) fn for_backing(&self) -> Self {
+        Self {
+            read_only: true,
+            auto_read_only: false,
+            ..self.for_child()
+        }
+    }
+
     /// What an inline child has where nothing is said: its parent's cache mode and rights, and discards let through, since the parent decides
     /// which discards get that far.
     pub(super) fn for_child(&self) -> Self {
@@ -137,11 +139,13 @@ impl NodeCommon {
     }
 }
 
-/// What is checked after a node was read, in the order in which QEMU comes to it: children are opened before their parent is.
+/// What is checked after a node was read, in the order in which QEMU comes to it: the child called `file` is opened before its parent, other
+/// children by the parent as it opens, the backing child last.
 #[derive(Default)]
 struct Checks {
-    children: Later,
+    file: Later,
     own: Later,
+    backing: Later,
 }
 
 /// One node and everything below it. Depth is bounded by the parser, hence the recursion.
@@ -159,10 +163,11 @@ fn node(
     later.check(!common.force_share || common.read_only, || {
         Refusal::new("force-share=on can only be used with read-only images")
     });
-    later.merge(checks.children);
+    later.merge(checks.file);
     check_node_name(node_name.as_deref(), later);
     check_detect_zeroes(&common, later);
     later.merge(checks.own);
+    later.merge(checks.backing);
     Ok(BlockdevOptions {
         node_name,
         common,
@@ -230,66 +235,51 @@ fn driver_options(
 ) -> Result<DriverOptions, Refusal> {
     let own = &mut checks.own;
     Ok(match driver {
-        Driver::File => DriverOptions::File(file(o, "file", common, own)?),
-        Driver::HostDevice => DriverOptions::HostDevice(file(o, "host_device", common, own)?),
-        Driver::Raw => DriverOptions::Raw(raw(o, common, checks)?),
-        Driver::NullCo => DriverOptions::NullCo(null(o, own)?),
-        Driver::NullAio => DriverOptions::NullAio(null(o, own)?),
-        Driver::Delay => DriverOptions::Delay(DelayOptions {
-            file: child(o, common, checks)?,
-            latency_ns: latency_ns(o, &mut checks.own)?,
-        }),
+        Driver::File => DriverOptions::File(file::read(o, "file", common, own)?),
+        Driver::HostDevice => DriverOptions::HostDevice(file::read(o, "host_device", common, own)?),
+        Driver::Raw => DriverOptions::Raw(plain::raw(o, common, checks)?),
+        Driver::NullCo => DriverOptions::NullCo(plain::null(o, own)?),
+        Driver::NullAio => DriverOptions::NullAio(plain::null(o, own)?),
+        Driver::Delay => DriverOptions::Delay(plain::delay(o, common, checks)?),
+        Driver::Qcow2 => DriverOptions::Qcow2(Box::new(qcow2::read(o, common, checks)?)),
+        Driver::CopyOnRead => DriverOptions::CopyOnRead(filters::copy_on_read(o, common, checks)?),
+        Driver::Throttle => DriverOptions::Throttle(filters::throttle(o, common, checks)?),
+        Driver::Compress => DriverOptions::Compress(filters::compress(o, common, checks)?),
+        Driver::Preallocate => DriverOptions::Preallocate(filters::preallocate(o, common, checks)?),
+        Driver::Blkdebug => DriverOptions::Blkdebug(Box::new(blkdebug::read(o, common, own)?)),
         Driver::Unsupported(name) => {
             return Err(Refusal::unsupported(format_args!("driver '{name}'")));
         }
     })
 }
 
-fn child(o: &mut Object, parent: &NodeCommon, checks: &mut Checks) -> Result<ChildRef, Refusal> {
-    Ok(match o.name_or_object("file", "BlockdevRef")? {
-        NameOrObject::Name(name) => ChildRef::Node(name),
-        NameOrObject::Object(o) => {
-            let child = node(o, &parent.for_child(), &mut checks.children)?;
-            ChildRef::Inline(Box::new(child))
-        }
-    })
+/// The child `file`, which nearly every driver has.
+fn file_child(
+    o: &mut Object,
+    parent: &NodeCommon,
+    checks: &mut Checks,
+) -> Result<ChildRef, Refusal> {
+    child(o, "file", &parent.for_child(), &mut checks.file)
 }
 
-fn file(
+fn child(
     o: &mut Object,
-    driver: &str,
-    common: &NodeCommon,
+    name: &str,
+    defaults: &NodeCommon,
     later: &mut Later,
-) -> Result<FileOptions, Refusal> {
-    let filename = o.required_string("filename")?;
-    later.check(!filename.is_empty(), || {
-        Refusal::new(format!("The '{driver}' block driver requires a file name"))
-    });
-    let pr_manager = o.string("pr-manager")?;
-    later.check(pr_manager.is_none(), || {
-        Refusal::unsupported("'pr-manager'")
-    });
-    let locking = o.word("locking", LOCKING)?.unwrap_or(Locking::Auto);
-    let aio = o.word("aio", AIO)?;
-    later.check(aio != Some(Aio::Native) || common.cache_direct, || {
-        Refusal::new(
-            "aio=native was specified, but it requires cache.direct=on, which was not specified.",
-        )
-    });
-    refuse_unless_default(o, "aio-max-batch", later)?;
-    // The page cache is dropped when an inactive image becomes active; without inactive nodes nothing ever is.
-    let drops = o.boolean("drop-cache")?;
-    later.check(drops != Some(true), || {
-        Refusal::unsupported("'drop-cache=on'")
-    });
-    let checks = o.boolean("x-check-cache-dropped")?;
-    later.check(checks != Some(true), || {
-        Refusal::unsupported("'x-check-cache-dropped=on'")
-    });
-    Ok(FileOptions {
-        filename: filename.into(),
-        aio,
-        locking,
+) -> Result<ChildRef, Refusal> {
+    let member = o.name_or_object(name, "BlockdevRef")?;
+    child_of(member, defaults, later)
+}
+
+fn child_of(
+    member: NameOrObject,
+    defaults: &NodeCommon,
+    later: &mut Later,
+) -> Result<ChildRef, Refusal> {
+    Ok(match member {
+        NameOrObject::Name(name) => ChildRef::Node(name),
+        NameOrObject::Object(o) => ChildRef::Inline(Box::new(node(o, defaults, later)?)),
     })
 }
 
@@ -306,29 +296,6 @@ pub(super) fn refuse_unless_default(
     Ok(())
 }
 
-fn raw(o: &mut Object, common: &NodeCommon, checks: &mut Checks) -> Result<RawOptions, Refusal> {
-    let file = child(o, common, checks)?;
-    let later = &mut checks.own;
-    let offset_bytes = not_negative(o, "offset", later)?.unwrap_or(0);
-    let size_bytes = not_negative(o, "size", later)?;
-    later.check(size_bytes.unwrap_or(0) % SECTOR_LEN_BYTES == 0, || {
-        Refusal::new("Specified size is not multiple of 512")
-    });
-    Ok(RawOptions {
-        file,
-        offset_bytes,
-        size_bytes,
-    })
-}
-
-fn null(o: &mut Object, later: &mut Later) -> Result<NullOptions, Refusal> {
-    Ok(NullOptions {
-        size_bytes: not_negative(o, "size", later)?.unwrap_or(NULL_SIZE_BYTES),
-        latency_ns: latency_ns(o, later)?,
-        read_zeroes: o.boolean("read-zeroes")?.unwrap_or(false),
-    })
-}
-
 /// QAPI's `int` where only sizes make sense.
 fn not_negative(o: &mut Object, name: &str, later: &mut Later) -> Result<Option<u64>, Refusal> {
     let Some(value) = o.int64(name)? else {
@@ -336,12 +303,4 @@ fn not_negative(o: &mut Object, name: &str, later: &mut Later) -> Result<Option<
     };
     later.check(value >= 0, || Refusal::out_of_range(name, value));
     Ok(Some(value.unsigned_abs()))
-}
-
-fn latency_ns(o: &mut Object, later: &mut Later) -> Result<u64, Refusal> {
-    let latency_ns = o.uint64("latency-ns")?.unwrap_or(0);
-    later.check(i64::try_from(latency_ns).is_ok(), || {
-        Refusal::new("latency-ns is invalid")
-    });
-    Ok(latency_ns)
 }

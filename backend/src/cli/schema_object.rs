@@ -1,7 +1,9 @@
 //! The options of objects, member by member in the order of QAPI's schema: one table for the command line and for QMP's `object-add`.
 
 use super::error::{Later, Refusal};
-use super::options::{IothreadOptions, ObjectOptions};
+use super::options::{
+    IothreadOptions, ObjectOptions, ThrottleGroupOptions, ThrottleLimits, ThrottleRate,
+};
 use super::schema_node::refuse_unless_default;
 use super::visit::Object;
 
@@ -13,6 +15,7 @@ const THREAD_POOL_MAX_DEFAULT: i64 = 64;
 #[derive(Clone, Copy)]
 enum Type {
     Iothread,
+    ThrottleGroup,
     Unsupported(&'static str),
 }
 
@@ -27,7 +30,7 @@ const TYPES: &[(&str, Type)] = &[
     ("secret", Type::Unsupported("secret")),
     ("secret_keyring", Type::Unsupported("secret_keyring")),
     ("thread-context", Type::Unsupported("thread-context")),
-    ("throttle-group", Type::Unsupported("throttle-group")),
+    ("throttle-group", Type::ThrottleGroup),
     ("tls-creds-anon", Type::Unsupported("tls-creds-anon")),
     ("tls-creds-psk", Type::Unsupported("tls-creds-psk")),
     ("tls-creds-x509", Type::Unsupported("tls-creds-x509")),
@@ -51,6 +54,10 @@ pub fn object(mut o: Object) -> Result<ObjectOptions, Refusal> {
     });
     let options = match kind {
         Type::Iothread => ObjectOptions::Iothread(iothread(&mut o, id, &mut later)?),
+        Type::ThrottleGroup => {
+            let limits = throttle_limits(&mut o, &mut later)?;
+            ObjectOptions::ThrottleGroup(ThrottleGroupOptions { id, limits })
+        }
         Type::Unsupported(name) => {
             return Err(Refusal::unsupported(format_args!("object type '{name}'")));
         }
@@ -92,4 +99,76 @@ fn check_range(name: &str, value: i64, later: &mut Later) {
     later.check(value >= 0, || {
         Refusal::new(format!("{name} value must be in range [0, {}]", i64::MAX))
     });
+}
+
+/// `limits`, then the older members that begin with `x-`.
+fn throttle_limits(o: &mut Object, later: &mut Later) -> Result<ThrottleLimits, Refusal> {
+    let mut limits = ThrottleLimits::default();
+    if let Some(mut newer) = o.object("limits")? {
+        for (kind, rate) in rates(&mut limits) {
+            for (part, value) in parts(rate) {
+                new_limit(&mut newer, &format!("{kind}{part}"), value)?;
+            }
+        }
+        new_limit(&mut newer, "iops-size", &mut limits.iops_size_bytes)?;
+        newer.finish()?;
+    }
+    for (kind, rate) in rates(&mut limits) {
+        for (part, value) in parts(rate) {
+            old_limit(o, &format!("x-{kind}{part}"), value, later)?;
+        }
+    }
+    old_limit(o, "x-iops-size", &mut limits.iops_size_bytes, later)?;
+    Ok(limits)
+}
+
+fn rates(limits: &mut ThrottleLimits) -> [(&'static str, &mut ThrottleRate); 6] {
+    [
+        ("iops-total", &mut limits.iops_total),
+        ("iops-read", &mut limits.iops_read),
+        ("iops-write", &mut limits.iops_write),
+        ("bps-total", &mut limits.bps_total),
+        ("bps-read", &mut limits.bps_read),
+        ("bps-write", &mut limits.bps_write),
+    ]
+}
+
+fn parts(rate: &mut ThrottleRate) -> [(&'static str, &mut u64); 3] {
+    [
+        ("", &mut rate.average),
+        ("-max", &mut rate.max),
+        ("-max-length", &mut rate.max_length_s),
+    ]
+}
+
+fn new_limit(o: &mut Object, name: &str, value: &mut u64) -> Result<(), Refusal> {
+    if let Some(said) = o.int64(name)? {
+        // A negative one becomes a large one here, as in QEMU: out of every range.
+        *value = said.cast_unsigned();
+    }
+    Ok(())
+}
+
+fn old_limit(
+    o: &mut Object,
+    name: &str,
+    value: &mut u64,
+    later: &mut Later,
+) -> Result<(), Refusal> {
+    let Some(said) = o.int64(name)? else {
+        return Ok(());
+    };
+    later.check(said >= 0, || {
+        Refusal::new("Property values cannot be negative")
+    });
+    let is_short = u32::try_from(said).is_ok() || !name.ends_with("-length");
+    // The missing space is in the original.
+    later.check(is_short, || {
+        Refusal::new(format!(
+            "{name} value must be in therange [0, {}]",
+            u32::MAX
+        ))
+    });
+    *value = said.unsigned_abs();
+    Ok(())
 }

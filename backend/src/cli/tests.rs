@@ -1,5 +1,7 @@
 //! Whole command lines and what they come to.
 
+mod nodes;
+
 use super::*;
 use std::path::{Path, PathBuf};
 

@@ -33,6 +33,13 @@ pub(super) enum NameOrObject {
     Object(Object),
 }
 
+/// A member that is either a word of a closed set or an object in place.
+#[derive(Debug)]
+pub(super) enum WordOrObject<T> {
+    Word(T),
+    Object(Object),
+}
+
 impl Object {
     /// The outermost object of an argument or a QMP command.
     pub fn root(members: Map<String, Value>, spelling: Spelling) -> Self {
@@ -106,6 +113,14 @@ impl Object {
             .map_err(|_| Refusal::expects(name, "uint16_t"))
     }
 
+    pub(super) fn int32(&mut self, name: &str) -> Result<Option<i32>, Refusal> {
+        let value = self.int64(name)?;
+        value
+            .map(i32::try_from)
+            .transpose()
+            .map_err(|_| Refusal::expects(name, "int32_t"))
+    }
+
     /// Bytes, with suffixes in keyval form.
     pub(super) fn size(&mut self, name: &str) -> Result<Option<u64>, Refusal> {
         self.unsigned(name, scalar::size, "size")
@@ -141,11 +156,7 @@ impl Object {
         let Some(text) = self.string(name)? else {
             return Ok(None);
         };
-        match words.iter().find(|(word, _)| *word == text) {
-            Some((_, value)) => Ok(Some(*value)),
-            // QEMU names an enumeration's member without its path.
-            None => Err(Refusal::wrong_value(name, &text)),
-        }
+        word_of(name, &text, words).map(Some)
     }
 
     pub(super) fn object(&mut self, name: &str) -> Result<Option<Object>, Refusal> {
@@ -167,11 +178,98 @@ impl Object {
         name: &str,
         type_name: &str,
     ) -> Result<NameOrObject, Refusal> {
+        self.name_or_object_if_any(name, type_name)?
+            .ok_or_else(|| Refusal::missing(&self.full_name(name)))
+    }
+
+    /// The same where it may be left out.
+    pub(super) fn name_or_object_if_any(
+        &mut self,
+        name: &str,
+        type_name: &str,
+    ) -> Result<Option<NameOrObject>, Refusal> {
         match self.take(name) {
-            None => Err(Refusal::missing(&self.full_name(name))),
-            Some(Value::String(text)) => Ok(NameOrObject::Name(text)),
-            Some(Value::Object(members)) => Ok(NameOrObject::Object(self.below(name, members))),
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(NameOrObject::Name(text))),
+            Some(Value::Object(members)) => {
+                Ok(Some(NameOrObject::Object(self.below(name, members))))
+            }
             Some(_) => Err(Refusal::wrong_type(name, type_name)),
+        }
+    }
+
+    /// QAPI's alternate of an enumeration and an object.
+    pub(super) fn word_or_object<T: Copy>(
+        &mut self,
+        name: &str,
+        words: &[(&str, T)],
+        type_name: &str,
+    ) -> Result<Option<WordOrObject<T>>, Refusal> {
+        match self.name_or_object_if_any(name, type_name)? {
+            None => Ok(None),
+            Some(NameOrObject::Object(object)) => Ok(Some(WordOrObject::Object(object))),
+            Some(NameOrObject::Name(text)) => {
+                word_of(name, &text, words).map(|word| Some(WordOrObject::Word(word)))
+            }
+        }
+    }
+
+    /// Takes `null`, and says whether it was there; anything else is left.
+    pub(super) fn null(&mut self, name: &str) -> bool {
+        let is_null = self.members.get(name).is_some_and(Value::is_null);
+        is_null && self.take(name).is_some()
+    }
+
+    /// A list of objects, each read by `read` and then finished.
+    pub(super) fn each<T>(
+        &mut self,
+        name: &str,
+        mut read: impl FnMut(&mut Object) -> Result<T, Refusal>,
+    ) -> Result<Option<Vec<T>>, Refusal> {
+        let Some(items) = self.list(name)? else {
+            return Ok(None);
+        };
+        let items = items.into_iter().enumerate().map(|(at, item)| {
+            let name = self.element(name, at);
+            let Value::Object(members) = item else {
+                return Err(Refusal::wrong_type(&self.full_name(&name), "object"));
+            };
+            let mut object = self.below(&name, members);
+            let read = read(&mut object)?;
+            object.finish().map(|()| read)
+        });
+        items.collect::<Result<_, _>>().map(Some)
+    }
+
+    /// A list of words of a closed set.
+    pub(super) fn words<T: Copy>(
+        &mut self,
+        name: &str,
+        words: &[(&str, T)],
+    ) -> Result<Option<Vec<T>>, Refusal> {
+        let Some(items) = self.list(name)? else {
+            return Ok(None);
+        };
+        let items = items.into_iter().enumerate().map(|(at, item)| match item {
+            // QEMU has no name for an element, and says so.
+            Value::String(text) => word_of("null", &text, words),
+            _ => Err(self.not_a_scalar(&self.element(name, at), "string")),
+        });
+        items.collect::<Result<_, _>>().map(Some)
+    }
+
+    fn list(&mut self, name: &str) -> Result<Option<Vec<Value>>, Refusal> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Array(items)) => Ok(Some(items)),
+            Some(_) => Err(Refusal::wrong_type(&self.full_name(name), "array")),
+        }
+    }
+
+    fn element(&self, name: &str, at: usize) -> String {
+        match self.spelling {
+            Spelling::Keyval => format!("{name}.{at}"),
+            Spelling::Json => format!("{name}[{at}]"),
         }
     }
 
@@ -200,4 +298,12 @@ impl Object {
             Spelling::Json => Refusal::wrong_type(&name, expected),
         }
     }
+}
+
+fn word_of<T: Copy>(name: &str, text: &str, words: &[(&str, T)]) -> Result<T, Refusal> {
+    let known = words.iter().find(|(word, _)| *word == text);
+    // QEMU names an enumeration's member without its path.
+    known
+        .map(|(_, value)| *value)
+        .ok_or_else(|| Refusal::wrong_value(name, text))
 }

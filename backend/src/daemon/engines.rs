@@ -1,8 +1,8 @@
 //! Which queue threads an export's rings run on: teams by iothread and by what its files want of the kernel.
 
 use crate::cli::{
-    Aio, BlockdevOptions, ChildRef, DelayOptions, DriverOptions, FileOptions, IothreadOptions,
-    POLL_MAX_NS_DEFAULT, RawOptions,
+    Aio, BlockdevOptions, ChildRef, DriverOptions, FileOptions, IothreadOptions,
+    POLL_MAX_NS_DEFAULT,
 };
 use crate::process::error_text;
 use crate::queue::{Team, WorkerOptions};
@@ -48,20 +48,18 @@ pub(super) fn wish(graph: &Graph, node: NodeId) -> Wish {
 /// Files that insist on io_uring are refused where the kernel refuses it. Errors: in QSD's words.
 pub(super) fn check_engines(options: &BlockdevOptions) -> Result<(), String> {
     let insists = |file: &FileOptions| matches!(file.aio, Some(Aio::IoUring | Aio::Native));
-    match &options.driver {
-        DriverOptions::File(file) | DriverOptions::HostDevice(file) if insists(file) => {
-            Ring::new(Choice::Uring(None)).map(drop).map_err(|error| {
-                let why = error_text(&error);
-                format!("Unable to use io_uring: failed to init linux io_uring ring: {why}")
-            })
-        }
-        DriverOptions::Raw(RawOptions { file, .. })
-        | DriverOptions::Delay(DelayOptions { file, .. }) => match file {
-            ChildRef::Inline(child) => check_engines(child),
-            ChildRef::Node(_) => Ok(()),
-        },
-        _ => Ok(()),
+    if let DriverOptions::File(file) | DriverOptions::HostDevice(file) = &options.driver
+        && insists(file)
+    {
+        Ring::new(Choice::Uring(None)).map_err(|error| {
+            let why = error_text(&error);
+            format!("Unable to use io_uring: failed to init linux io_uring ring: {why}")
+        })?;
     }
+    options.driver.children().try_for_each(|child| match child {
+        ChildRef::Inline(child) => check_engines(child),
+        ChildRef::Node(_) => Ok(()),
+    })
 }
 
 /// All teams of the process.

@@ -82,6 +82,9 @@ impl Daemon {
     pub fn execute(&mut self, command: Command) -> Result<(), String> {
         match command {
             Command::Object(ObjectOptions::Iothread(options)) => self.teams.add_iothread(options),
+            Command::Object(ObjectOptions::ThrottleGroup(_)) => {
+                Err("object type 'throttle-group' is not supported by this version".to_owned())
+            }
             Command::Blockdev(options) => self.add_node(options),
             Command::Export(options) => self.add_export(options),
             // Printing is the caller's; nothing here has a terminal.
@@ -93,7 +96,7 @@ impl Daemon {
         check_engines(&options)?;
         let opened = blockgraph::graph::open::open(
             &self.current,
-            open::node_spec(options),
+            open::node_spec(options).map_err(|e| e.to_string())?,
             &mut self.control,
         );
         opened.map_err(|e| open::open_refusal(&e).to_string())?;

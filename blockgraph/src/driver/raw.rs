@@ -5,13 +5,15 @@
 
 use super::SECTOR_BYTES;
 use crate::graph::perm::{Perms, Wants};
+use crate::graph::status::{Until, status_above};
 use crate::graph::{Edge, Role};
 use crate::io::Io;
-use crate::node::{Driver, Info, Local, Map, Outcome};
-use crate::request::{Dir, Kind, Request};
-use crate::status::Status;
+use crate::node::{Driver, Info, Limits, Local, Map, Outcome};
+use crate::request::{Dir, Kind, Prealloc, Request};
+use crate::status::{Content, Status};
 use crate::units::Span;
 use ring::Errno;
+use std::sync::atomic::{AtomicU64, Ordering};
 use thiserror::Error;
 
 /// The window that is asked for.
@@ -56,9 +58,9 @@ pub enum WindowError {
 #[derive(Debug)]
 pub struct Raw {
     offset_bytes: u64,
-    info: Info,
-    /// Does somebody rely on the child's size staying as it is?
-    fixed: bool,
+    size_bytes: AtomicU64,
+    limits: Limits,
+    window: Window,
 }
 
 impl Raw {
@@ -82,11 +84,9 @@ impl Raw {
         }
         Ok(Raw {
             offset_bytes: offset,
-            info: Info {
-                size_bytes: length,
-                limits: below.limits,
-            },
-            fixed: window != Window::default(),
+            size_bytes: AtomicU64::new(length),
+            limits: below.limits,
+            window,
         })
     }
 }
@@ -109,28 +109,56 @@ impl Driver for Raw {
         io.below(Role::Image, moved)
     }
 
-    /// What the child says of the bytes; that this layer decides the content (LOCAL) follows from there being nothing
-    /// below it to defer to.
+    /// What is found in the child and below it: this layer decides the content (LOCAL), as it has nothing to defer to.
     fn status<'a>(&'a self, io: &'a Io, span: Span) -> Local<'a, Result<Status, Errno>> {
         let below = Span {
             at: span.at + self.offset_bytes,
             len: span.len,
         };
         Box::pin(async move {
-            let mut status = io.status(io.child(Role::Image)?, below).await?;
-            if status.content == crate::status::Content::Below {
-                status.content = crate::status::Content::Data;
-            }
-            Ok(status)
+            let found = status_above(io, io.child(Role::Image)?, Until::Bottom, below).await?;
+            let content = match found.is_zero() {
+                true => Content::Zero,
+                false => Content::Data,
+            };
+            Ok(Status {
+                content,
+                ..found.status
+            })
         })
     }
 
     fn info(&self) -> Info {
-        self.info
+        Info {
+            size_bytes: self.size_bytes.load(Ordering::Acquire),
+            limits: self.limits,
+        }
+    }
+
+    /// Errors: ENOTSUP for a window of a given size (QEMU: "Cannot resize fixed-size raw disks"), EINVAL for one that would
+    /// not fit behind its offset.
+    fn truncate<'a>(&'a self, io: &'a Io, size_bytes: u64, how: Prealloc) -> Local<'a, Outcome> {
+        Box::pin(async move {
+            if self.window.size_bytes.is_some() {
+                return Err(Errno::NOTSUP);
+            }
+            let whole = Span::new(self.offset_bytes, size_bytes).ok_or(Errno::INVAL)?;
+            let before = self.size_bytes.load(Ordering::Acquire);
+            let size = super::whole_sectors(size_bytes);
+            if size < before {
+                self.size_bytes.store(size, Ordering::Release);
+            }
+            let child = io.child(Role::Image)?;
+            let outcome = io.truncate(child, whole.end(), how).await;
+            let size = if outcome.is_ok() { size } else { before };
+            self.size_bytes.store(size, Ordering::Release);
+            outcome
+        })
     }
 
     fn wants(&self, _edge: &Edge, mut above: Wants) -> Wants {
-        if self.fixed {
+        // Somebody relies on the child's size staying as it is.
+        if self.window != Window::default() {
             above.shares = above.shares.without(Perms::RESIZE);
         }
         above

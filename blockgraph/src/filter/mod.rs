@@ -2,3 +2,4 @@
 //! `delay.rs`.
 
 pub mod delay;
+pub mod throttle;

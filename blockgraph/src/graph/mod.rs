@@ -7,12 +7,15 @@ pub mod control;
 mod edge;
 pub mod open;
 pub mod perm;
+pub mod status;
+mod walk;
 
 pub use control::Control;
 pub use edge::{Edge, Role, Shape};
 
 use crate::node::{Driver, Filter, Info, NodeId};
 use ring::File;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -154,6 +157,8 @@ pub struct Graph {
     nodes: Vec<Option<Arc<Node>>>,
     /// The next file's name. Counts up for ever: a generation that is thrown away gives its names back unseen.
     next_file: u32,
+    /// Filters that a job put there.
+    implicit: BTreeSet<NodeId>,
     /// Who uses which node; the same for all generations.
     users: Arc<perm::Users>,
 }
@@ -223,6 +228,16 @@ impl Graph {
     pub fn new_file_id(&mut self) -> ring::FileId {
         self.next_file += 1;
         ring::FileId(self.next_file - 1)
+    }
+
+    /// Says that a job put the filter `id` there, and not the user.
+    pub fn set_implicit(&mut self, id: NodeId) {
+        self.implicit.insert(id);
+    }
+
+    /// Did a job put it there?
+    pub fn is_implicit(&self, id: NodeId) -> bool {
+        self.implicit.contains(&id)
     }
 
     /// Adds a node and returns its id.

@@ -4,10 +4,15 @@
 //! no other thread ever saw it. Options are complete: what an inline child inherits has been filled in by whoever wrote
 //! them down.
 
+mod qcow2;
+
+pub use qcow2::{Backing, Qcow2Spec};
+
 use super::perm::PermError;
 use super::{Access, Body, Common, Control, Current, Graph, NewNode, Shape, Sharing};
 use crate::driver::file::{self, FileError, FileOptions, OpenMode};
 use crate::driver::null::{Null, Reads};
+use crate::driver::qcow2::Qcow2Error;
 use crate::driver::raw::{Raw, Window, WindowError};
 use crate::filter::delay::Delay;
 use crate::io::Io;
@@ -43,6 +48,8 @@ pub enum DriverSpec {
         /// Which of them.
         window: Window,
     },
+    /// `qcow2`
+    Qcow2(Box<Qcow2Spec>),
     /// The delay filter.
     Delay {
         /// What it delays.
@@ -117,6 +124,12 @@ pub enum OpenError {
     /// The window on it.
     #[error(transparent)]
     Window(#[from] WindowError),
+    /// The image.
+    #[error(transparent)]
+    Qcow2(#[from] Qcow2Error),
+    /// Only the image itself says what is below it.
+    #[error("The image's backing file '{0}' has to be given as 'backing'")]
+    BackingByName(String),
     /// Who uses what.
     #[error(transparent)]
     Perm(#[from] PermError),
@@ -260,6 +273,7 @@ impl Opening<'_> {
                     access: common.access,
                 })
             }
+            DriverSpec::Qcow2(spec) => self.make_qcow2(*spec, common, depth),
             DriverSpec::Delay { file, latency_ns } => {
                 let (child, _) = self.child(file, depth)?;
                 Ok(Made {
@@ -305,7 +319,6 @@ impl Opening<'_> {
 
     /// Runs what a driver has to do while it is opened, as the node `here` of the generation in the making sees it: usually
     /// a child that is open already. Errors: EIO if the control thread's ring is gone.
-    #[expect(dead_code, reason = "the formats that come next read their headers so")]
     fn run<T: 'static, F: Future<Output = T> + 'static>(
         &mut self,
         here: NodeId,

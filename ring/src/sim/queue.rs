@@ -250,6 +250,10 @@ impl Queue {
         Ok(ready > 0)
     }
 
+    pub(crate) fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
     pub(crate) fn has_news(&mut self) -> bool {
         !self.ended.is_empty()
     }

@@ -5,11 +5,13 @@
 //! the same block is lost.
 
 mod blocks;
+mod create;
 mod locks;
 mod open;
 mod size;
 mod space;
 
+pub use create::{CopyOnWrite, CreateError, CreateOptions, create};
 pub use locks::{LockError, Locking};
 pub use open::{FileError, FileOptions, Kind as FileKind, OpenMode, open};
 
@@ -69,6 +71,8 @@ pub struct FileDriver {
     parts: FileParts,
     /// Size in bytes now, whole sectors.
     size_bytes: AtomicU64,
+    /// Whoever changes the size holds the first byte of this.
+    resizing: Holds,
     engine: Engine,
     locks: Option<Locks>,
     /// Blocks that are being read, changed and written back.
@@ -86,6 +90,7 @@ impl FileDriver {
     pub fn from_parts(parts: FileParts) -> FileDriver {
         FileDriver {
             size_bytes: AtomicU64::new(parts.size_bytes),
+            resizing: Holds::default(),
             parts,
             engine: Engine::Any,
             locks: None,

@@ -17,6 +17,8 @@ impl FileDriver {
     /// Errors: EINVAL for a device that is smaller, and for space set aside while cutting; ENOTSUP for metadata, which a
     /// file has none of.
     pub(super) async fn resize(&self, io: &Io, size_bytes: u64, how: Prealloc) -> Outcome {
+        // One at a time.
+        let _alone = self.resizing.hold(Span { at: 0, len: 1 }).await;
         let before = self.size_bytes.load(Ordering::Acquire);
         if how == Prealloc::Metadata {
             return Err(Errno::NOTSUP);
@@ -49,6 +51,8 @@ impl FileDriver {
     async fn cut(&self, io: &Io, before: u64, size_bytes: u64) -> Outcome {
         self.size_bytes
             .store(whole_sectors(size_bytes), Ordering::Release);
+        // A write that was let pass while the file was longer would make it so again.
+        io.grace().await;
         let outcome = self.set_file_size(io, size_bytes).await;
         if outcome.is_err() {
             self.size_bytes.store(before, Ordering::Release);
@@ -62,10 +66,15 @@ impl FileDriver {
             len: to.saturating_sub(from),
         };
         match how {
-            Prealloc::Falloc => self.write_zeroes(io, new, Unmap::Keep).await,
-            Prealloc::Full => self.zero_by_writing(io, new).await,
-            Prealloc::Off | Prealloc::Metadata => Ok(()),
+            Prealloc::Falloc => self.write_zeroes(io, new, Unmap::Keep).await?,
+            Prealloc::Full => self.zero_by_writing(io, new).await?,
+            Prealloc::Off | Prealloc::Metadata => return Ok(()),
         }
+        // The last block, written whole, may have made it too long.
+        if to.is_multiple_of(self.block_bytes()) {
+            return Ok(());
+        }
+        self.set_file_size(io, to).await
     }
 
     async fn set_file_size(&self, io: &Io, len_bytes: u64) -> Outcome {

@@ -83,7 +83,7 @@ impl Qcow2 {
     /// Says on disk that refcounts may be out of date from now on.
     pub(crate) async fn set_dirty_bit(&self, io: &Io) -> Outcome {
         let _opening = self.writer.opening.hold(Span { at: 0, len: 1 }).await;
-        if self.writer.is_lazy() || self.meta().header.version == Version::V2 {
+        if self.writer.is_lazy() {
             return Ok(());
         }
         let mut bits = self.meta().header.incompatible;

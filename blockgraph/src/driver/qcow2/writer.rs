@@ -5,9 +5,10 @@
 
 use super::Qcow2;
 use super::alloc::{Run, Want};
+use super::cache::CacheSizes;
+use super::format::header::{Header, Version};
 use super::meta::{Freed, Meta, Why};
-use super::refcount::{Lack, Need, Refcounts};
-use crate::graph::Role;
+use super::refcount::{Lack, Need};
 use crate::hold::{Hold, Holds};
 use crate::io::Io;
 use crate::node::{NodeId, Outcome};
@@ -47,23 +48,35 @@ impl PassDiscard {
 }
 
 /// What becomes of the host cluster of a discarded guest cluster (`discard-no-unref`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unref {
     /// It is freed.
+    #[default]
     Free,
     /// It stays where it is, for the guest cluster to be written again.
     Keep,
 }
 
+impl Default for PassDiscard {
+    /// QEMU's. (Its default for requests is whether the node takes discards; if it does not, none come.)
+    fn default() -> PassDiscard {
+        PassDiscard {
+            request: true,
+            snapshot: true,
+            other: false,
+        }
+    }
+}
+
 /// Options of writing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WriteOptions {
     /// Which freed clusters the host is told of.
     pub pass_discard: PassDiscard,
     /// What becomes of the host clusters of discarded ones.
     pub unref: Unref,
-    /// Refcounts may be written late (`lazy-refcounts`).
-    pub lazy_refcounts: bool,
+    /// Refcounts may be written late (`lazy-refcounts`); unsaid, as the image says.
+    pub lazy_refcounts: Option<bool>,
 }
 
 /// May the image be written?
@@ -155,8 +168,12 @@ pub(crate) struct Writer {
     loads: Holds,
     pub(crate) commits: Commits,
     pub(crate) options: WriteOptions,
+    /// Refcounts may be written late.
+    may_be_lazy: bool,
     /// The dirty bit is set on disk, by us.
     lazy: AtomicBool,
+    /// So many refcount blocks may be in memory.
+    pub(crate) blocks_max: usize,
     /// So many slices may be dirty before a commit.
     dirty_max: usize,
 }
@@ -185,8 +202,12 @@ impl Drop for Prepared<'_> {
 }
 
 impl Writer {
-    pub(crate) fn new(options: WriteOptions, slots: usize) -> Writer {
+    pub(crate) fn new(header: &Header, options: WriteOptions, sizes: &CacheSizes) -> Writer {
+        let asked = options.lazy_refcounts;
+        let asked = asked.unwrap_or(header.compatible.lazy_refcounts);
         Writer {
+            may_be_lazy: asked && header.version == Version::V3,
+            blocks_max: sizes.refcount_blocks,
             gate: AtomicU8::new(Gate::Shut as u8),
             opening: Holds::default(),
             growth: Holds::default(),
@@ -194,7 +215,7 @@ impl Writer {
             commits: Commits::new(),
             options,
             lazy: AtomicBool::new(false),
-            dirty_max: (slots / 2).clamp(1, DIRTY_MAX),
+            dirty_max: (sizes.l2_slices / 2).clamp(1, DIRTY_MAX),
         }
     }
 
@@ -237,12 +258,12 @@ impl Qcow2 {
 
     /// The node that has the metadata.
     pub(crate) fn file(&self, io: &Io) -> Result<NodeId, Errno> {
-        io.child(Role::Image).or_else(|_| io.child(Role::Metadata))
+        io.child(self.metadata_role())
     }
 
     /// The node that has the guest's data.
     pub(crate) fn data(&self, io: &Io) -> Result<NodeId, Errno> {
-        io.child(Role::Data).or_else(|_| io.child(Role::Image))
+        io.child(self.data_role())
     }
 
     /// Asks the metadata, and meets what it needs until there is an answer. Errors: ENOSPC, EFBIG, EIO for impossible
@@ -309,7 +330,7 @@ impl Qcow2 {
     /// The first time clusters are wanted: says on disk that refcounts will be late, if they may be, and learns where what
     /// is used ends.
     async fn begin_allocating(&self, io: &Io) -> Outcome {
-        if self.writer.options.lazy_refcounts && !self.writer.is_lazy() {
+        if self.writer.may_be_lazy && !self.writer.is_lazy() {
             self.set_dirty_bit(io).await?;
         }
         if self.meta().alloc.knows_end() {
@@ -395,10 +416,5 @@ impl Qcow2 {
             return Err(Errno::NOSPC);
         }
         self.commit(io).await
-    }
-
-    /// Reads the refcounts of the image file.
-    pub(crate) fn refcounts<T>(&self, ask: impl FnOnce(&mut Refcounts) -> T) -> T {
-        ask(&mut self.meta().refs)
     }
 }

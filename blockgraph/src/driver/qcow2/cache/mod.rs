@@ -12,10 +12,10 @@
 mod load;
 mod sizes;
 
-pub use load::{Miss, View};
+pub use load::{Miss, OnDisk, View};
 pub use sizes::{CacheOptions, CacheSizes, SizeError};
 
-use super::format::entry::Words as EntryWords;
+use super::format::entry::{Words as EntryWords, is_compressed};
 use super::geometry::Geometry;
 use load::Loads;
 use ring::words::PAGE_WORDS;
@@ -63,6 +63,8 @@ pub struct Cache {
     tags: Box<[AtomicU64]>,
     states: Box<[State]>,
     words: ring::Words,
+    /// How often the entry of a compressed cluster appeared, changed or went.
+    compressed_changes: AtomicU64,
     /// Guards what is loaded, given out and evicted; never held across an await.
     loads: Mutex<Loads>,
 }
@@ -120,6 +122,7 @@ impl Cache {
             tags: (0..ways * sets).map(|_| AtomicU64::new(0)).collect(),
             states: (0..ways * sets).map(|_| State::default()).collect(),
             words: ring::Words::new(words)?,
+            compressed_changes: AtomicU64::new(0),
             loads: Mutex::default(),
         })
     }
@@ -156,6 +159,17 @@ impl Cache {
         found.holds().then_some(words)
     }
 
+    /// Does it hold changes of that slice which are not on disk?
+    pub fn is_changed(&self, slice: u64) -> bool {
+        self.slot_of(slice)
+            .is_some_and(|slot| self.states[slot].is_dirty())
+    }
+
+    /// A number that becomes another whenever what was unpacked of a compressed cluster may be out of date.
+    pub fn compressed_changes(&self) -> u64 {
+        self.compressed_changes.load(Ordering::Acquire)
+    }
+
     /// A slice, if it is cached.
     pub fn resident(&self, slice: u64) -> Option<Slot<'_>> {
         self.take(&self.lock(), slice)
@@ -170,6 +184,7 @@ impl Cache {
             return false;
         }
         all.for_each(|slot| self.empty(slot));
+        self.compressed_changes.fetch_add(1, Ordering::AcqRel);
         true
     }
 
@@ -205,10 +220,14 @@ impl Cache {
         first..first + self.ways
     }
 
+    fn slot_of(&self, slice: u64) -> Option<usize> {
+        let tag = |slot: usize| self.tags[slot].load(Ordering::Acquire);
+        self.set(slice)
+            .find(|slot| slice_of(tag(*slot)) == Some(slice))
+    }
+
     fn take(&self, _lock: &MutexGuard<'_, Loads>, slice: u64) -> Option<Slot<'_>> {
-        let holds =
-            |slot: &usize| slice_of(self.tags[*slot].load(Ordering::Acquire)) == Some(slice);
-        let slot = self.set(slice).find(holds)?;
+        let slot = self.slot_of(slice)?;
         self.states[slot].holders.fetch_add(1, Ordering::AcqRel);
         self.states[slot].used.store(true, Ordering::Relaxed);
         let cache = self;
@@ -296,6 +315,10 @@ impl Slot<'_> {
         cache.states[self.slot]
             .changes
             .fetch_add(1, Ordering::AcqRel);
+        let before = slots_words[at].load(Ordering::Relaxed);
+        if is_compressed(before) || is_compressed(words[0]) {
+            cache.compressed_changes.fetch_add(1, Ordering::AcqRel);
+        }
         if cache.entry_words == 1 {
             // One word is always whole, so nobody has to look twice.
             slots_words[at].store(words[0], Ordering::Release);

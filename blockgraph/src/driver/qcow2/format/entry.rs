@@ -42,6 +42,9 @@ pub enum Malformed {
     /// A compressed cluster in an external data file.
     #[error("compressed cluster {0:#018x} in an image with an external data file")]
     CompressedInDataFile(u64),
+    /// A cluster of an external data file that is not where the guest sees it.
+    #[error("table entry {0:#018x} of an external data file does not match the guest's offset")]
+    Moved(u64),
     /// A subcluster that is both data and zeroes, or data without a host cluster, or any for a compressed cluster.
     #[error("impossible subcluster bitmap {bitmap:#018x} for table entry {entry:#018x}")]
     Subclusters {
@@ -412,6 +415,11 @@ fn decode_two(
             subclusters: Subclusters { data, zero },
         },
     })
+}
+
+/// Is an L2 entry with this first word that of a compressed cluster?
+pub fn is_compressed(word: u64) -> bool {
+    word & COMPRESSED != 0
 }
 
 fn flag(copied: bool) -> u64 {

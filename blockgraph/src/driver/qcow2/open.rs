@@ -1,0 +1,203 @@
+//! Opening an image: header and L1 table into memory, each checked; nothing else is read before it is needed.
+//!
+//! The rule: [`Image::load`] needs the file alone, and says which other children the image has; [`Image::driver`] makes the
+//! node's body once they are open.
+
+use super::cache::{Cache, CacheOptions, CacheSizes, SizeError};
+use super::format::entry::{DataIn, Layout, Words, ZeroFlag};
+use super::format::header::{
+    Backing, Header, HeaderError, PREFIX_BYTES, Strictness, TableAt, Version,
+};
+use super::geometry::Geometry;
+use super::read::read_or_zeroes;
+use super::unpack::Unpacked;
+use super::meta::Meta;
+use super::writer::{WriteOptions, Writer};
+use super::Qcow2;
+use crate::graph::Access;
+use crate::hold::Holds;
+use crate::io::Io;
+use crate::node::{Info, Limits, NodeId};
+use ring::{Errno, Mem};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
+use thiserror::Error;
+
+/// How an image is to be used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// How large the caches are.
+    pub cache: CacheOptions,
+    /// How it is written.
+    pub write: WriteOptions,
+}
+
+/// Why an image cannot be opened. The words are QEMU's where it has any.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Qcow2Error {
+    /// The header is refused.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// The file cannot be read.
+    #[error("Could not read {what}: {errno}")]
+    Read {
+        /// What of it.
+        what: &'static str,
+        /// Why.
+        errno: Errno,
+    },
+    /// A table is not in the file.
+    #[error("{0} is past the end of the file")]
+    PastEnd(&'static str),
+    /// Its metadata is known to be wrong.
+    #[error("qcow2: Image is corrupt; cannot be opened read/write")]
+    Corrupt,
+    /// The data file is missing.
+    #[error("'data-file' is required for this image")]
+    DataFileRequired,
+    /// A data file for an image without one.
+    #[error("'data-file' can only be set for images with an external data file")]
+    DataFileStray,
+    /// The caches.
+    #[error(transparent)]
+    Cache(#[from] SizeError),
+}
+
+/// An image's header and L1 table, checked.
+#[derive(Debug)]
+pub struct Image {
+    header: Header,
+    l1: Vec<u64>,
+    geometry: Geometry,
+    sizes: CacheSizes,
+    write: WriteOptions,
+}
+
+impl Image {
+    /// Reads an image from `file`. Errors: what the file answers, and whatever is wrong with the image or the options.
+    pub async fn load(io: &Io, file: NodeId, options: &Options) -> Result<Image, Qcow2Error> {
+        let header = load_header(io, file).await?;
+        let (geometry, sizes) = geometry(&header, options)?;
+        let l1 = load_l1(io, file, header.l1).await?;
+        Ok(Image {
+            header,
+            l1,
+            geometry,
+            sizes,
+            write: options.write,
+        })
+    }
+
+    /// Is its guest data in another file?
+    pub fn has_data_file(&self) -> bool {
+        self.header.incompatible.data_file
+    }
+
+    /// The name of that file, if it is stored.
+    pub fn data_file(&self) -> Option<&str> {
+        self.header.data_file.as_deref()
+    }
+
+    /// The backing file it names.
+    pub fn backing(&self) -> Option<&Backing> {
+        self.header.backing.as_ref()
+    }
+
+    /// The driver, for an image of which `storage` is known (the node that guest data is in). Errors: ENOMEM for the caches;
+    /// a corrupt image that is to be written.
+    pub fn driver(self, storage: Info, access: Access) -> Result<Qcow2, Qcow2Error> {
+        let Image {
+            header,
+            l1,
+            geometry,
+            sizes,
+            write,
+        } = self;
+        if access == Access::ReadWrite && header.incompatible.corrupt {
+            return Err(Qcow2Error::Corrupt);
+        }
+        let what = "metadata into memory";
+        let errno = Errno::NOMEM;
+        let l2 =
+            Cache::new(geometry, sizes.l2_slices).map_err(|_| Qcow2Error::Read { what, errno })?;
+        let discard_bytes = geometry.cluster_bytes() as u32;
+        Ok(Qcow2 {
+            geometry,
+            size_bytes: AtomicU64::new(header.size_bytes),
+            limits: Limits {
+                discard_bytes,
+                ..storage.limits
+            },
+            access,
+            l2: Arc::new(l2),
+            unpacked: Unpacked::new(header.compression, geometry.cluster_bytes()),
+            writer: Writer::new(&header, write, &sizes),
+            state: Mutex::new(Meta::new(header, l1)),
+            holds: Holds::default(),
+            users: super::users::Users::default(),
+            may_map_writes: AtomicBool::new(false),
+        })
+    }
+}
+
+async fn load_header(io: &Io, file: NodeId) -> Result<Header, Qcow2Error> {
+    let what = "qcow2 header";
+    let prefix = load(io, file, 0, PREFIX_BYTES, what).await?;
+    let cluster_bytes = Header::cluster_bytes_of(&prefix)?;
+    let cluster = load(io, file, 0, cluster_bytes, what).await?;
+    Ok(Header::parse(&cluster, Strictness::Open)?)
+}
+
+async fn load_l1(io: &Io, file: NodeId, l1: TableAt) -> Result<Vec<u64>, Qcow2Error> {
+    let what = "L1 table";
+    // At most 32 MiB: the header is checked.
+    let len = l1.count as usize * 8;
+    let file_bytes = io.graph().info(file).map_or(0, |info| info.size_bytes);
+    if len > 0 && l1.at >= file_bytes {
+        return Err(Qcow2Error::PastEnd(what));
+    }
+    let bytes = load(io, file, l1.at, len, what).await?;
+    let words = bytes.as_chunks().0.iter();
+    Ok(words.map(|word| u64::from_be_bytes(*word)).collect())
+}
+
+/// `len` bytes from `at` on; zeroes past the end.
+async fn load(
+    io: &Io,
+    file: NodeId,
+    at: u64,
+    len: usize,
+    what: &'static str,
+) -> Result<Vec<u8>, Qcow2Error> {
+    if len == 0 {
+        return Ok(Vec::new());
+    }
+    let failed = |errno| Qcow2Error::Read { what, errno };
+    let mem = Mem::zeroed(len).ok_or(failed(Errno::NOMEM))?;
+    let read = read_or_zeroes(io, file, at, mem.clone()).await;
+    read.map_err(failed)?;
+    let mut bytes = vec![0; len];
+    mem.load(0, &mut bytes);
+    Ok(bytes)
+}
+
+fn geometry(header: &Header, options: &Options) -> Result<(Geometry, CacheSizes), SizeError> {
+    let layout = Layout {
+        cluster_bits: header.cluster_bits,
+        words: match header.incompatible.extended_l2 {
+            false => Words::One,
+            true => Words::Two,
+        },
+        data: match header.incompatible.data_file {
+            false => DataIn::Image,
+            true => DataIn::DataFile,
+        },
+        zero_flag: match header.version {
+            Version::V2 => ZeroFlag::Unknown,
+            Version::V3 => ZeroFlag::Known,
+        },
+    };
+    let any = Geometry::new(layout, header.cluster_bits);
+    let sizes = options.cache.sizes(&any, header.size_bytes)?;
+    Ok((Geometry::new(layout, sizes.slice_bits), sizes))
+}

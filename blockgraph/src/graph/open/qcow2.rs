@@ -1,0 +1,97 @@
+//! Opens qcow2 images: the file first, then what the image says it has besides.
+
+use super::super::{Body, Common, Edge, Role, Shape};
+use super::{Child, Made, OpenError, Opening};
+use crate::driver::qcow2::{Image, Options, Qcow2Error};
+use std::sync::Arc;
+
+/// A qcow2 image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Qcow2Spec {
+    /// The image.
+    pub file: Child,
+    /// Where its guest data is, for an image that has it in another file.
+    pub data_file: Option<Child>,
+    /// What is below it.
+    pub backing: Backing,
+    /// How it is to be used.
+    pub options: Options,
+}
+
+/// What is below an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// What the image says.
+    Stored,
+    /// Nothing, whatever the image says (`backing: null`).
+    Nothing,
+    /// That node, whatever the image says.
+    Node(Child),
+}
+
+impl Opening<'_> {
+    pub(super) fn make_qcow2(
+        &mut self,
+        spec: Qcow2Spec,
+        common: Common,
+        depth: usize,
+    ) -> Result<Made, OpenError> {
+        let Qcow2Spec {
+            file,
+            data_file,
+            backing,
+            options,
+        } = spec;
+        let (file, mut storage) = self.child(file, depth)?;
+        let load = move |io| async move { Image::load(&io, file, &options).await };
+        let image = self.run(file, load).map_err(|errno| Qcow2Error::Read {
+            what: "qcow2 header",
+            errno,
+        })??;
+        let data = match (data_file, image.has_data_file()) {
+            (Some(_), false) => return Err(Qcow2Error::DataFileStray.into()),
+            (None, true) => return Err(Qcow2Error::DataFileRequired.into()),
+            (None, false) => None,
+            (Some(child), true) => {
+                let (data, info) = self.child(child, depth)?;
+                storage = info;
+                Some(data)
+            }
+        };
+        let backing = self.backing(backing, &image, depth)?;
+        let qcow2 = image.driver(storage, common.access)?;
+        let edge = |role, option, child| Edge {
+            role,
+            option,
+            child,
+        };
+        let role = match data {
+            None => Role::Image,
+            Some(_) => Role::Metadata,
+        };
+        Ok(Made {
+            kind: "qcow2",
+            body: Body::Driver(Arc::new(qcow2)),
+            shape: Shape::Format {
+                file: edge(role, "file", file),
+                data: data.map(|data| edge(Role::Data, "data-file", data)),
+                backing: backing.map(|below| edge(Role::Cow, "backing", below)),
+            },
+            files: Vec::new(),
+            access: common.access,
+        })
+    }
+
+    fn backing(
+        &mut self,
+        backing: Backing,
+        image: &Image,
+        depth: usize,
+    ) -> Result<Option<crate::node::NodeId>, OpenError> {
+        match (backing, image.backing()) {
+            (Backing::Node(child), _) => Ok(Some(self.child(child, depth)?.0)),
+            (Backing::Nothing, _) | (Backing::Stored, None) => Ok(None),
+            (Backing::Stored, Some(stored)) => Err(OpenError::BackingByName(stored.name.clone())),
+        }
+    }
+}

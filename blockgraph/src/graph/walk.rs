@@ -1,0 +1,150 @@
+//! Walks by role: what is below a node, said by what it is to the node and never by the option it came from.
+//!
+//! The rule: a filter is no layer. Whoever asks about data, sizes or a backing chain asks past filters, in whatever place
+//! they are (`skip_filters`); whoever asks about what the user built asks past those alone that a job put there
+//! (`skip_implicit`).
+
+use super::{Graph, Role};
+use crate::map::DEPTH_MAX;
+use crate::node::NodeId;
+
+impl Graph {
+    /// The first node from `id` down that is no filter: `id` itself if it is none.
+    pub fn skip_filters(&self, id: NodeId) -> NodeId {
+        self.skip(id, |_| true)
+    }
+
+    /// The first node from `id` down that is no filter a job put there.
+    pub fn skip_implicit(&self, id: NodeId) -> NodeId {
+        self.skip(id, |id| self.is_implicit(id))
+    }
+
+    fn skip(&self, mut id: NodeId, skips: impl Fn(NodeId) -> bool) -> NodeId {
+        for _ in 0..DEPTH_MAX {
+            let filtered = self.node(id).and_then(|node| node.shape().filtered());
+            match filtered.filter(|_| skips(id)) {
+                Some(below) => id = below,
+                None => break,
+            }
+        }
+        id
+    }
+
+    /// Where `id` reads what it does not have. A filter has no such child, what it filters may.
+    pub fn cow_child(&self, id: NodeId) -> Option<NodeId> {
+        self.node(id)?.shape().child(Role::Cow)
+    }
+
+    /// Where `id` stores guest data. A filter stores none.
+    pub fn storage_child(&self, id: NodeId) -> Option<NodeId> {
+        let shape = self.node(id)?.shape();
+        shape.child(Role::Data).or(shape.child(Role::Image))
+    }
+
+    /// The layer below the layer that `id` is or filters.
+    pub fn next_layer(&self, id: NodeId) -> Option<NodeId> {
+        let below = self.cow_child(self.skip_filters(id))?;
+        Some(self.skip_filters(below))
+    }
+
+    /// The layers of the backing chain from `top` down, topmost first; filters between them are passed over.
+    pub fn chain(&self, top: NodeId) -> impl Iterator<Item = NodeId> {
+        let top = Some(self.skip_filters(top));
+        std::iter::successors(top, |id| self.next_layer(*id)).take(DEPTH_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::driver::null::{Null, Reads};
+    use crate::filter::delay::Delay;
+    use crate::graph::{Body, Common, Edge, Graph, NewNode, Role, Shape};
+    use crate::node::NodeId;
+    use std::sync::Arc;
+
+    fn add(graph: &mut Graph, shape: Shape) -> NodeId {
+        let body = match &shape {
+            Shape::Filter { .. } => Body::Filter(Arc::new(Delay::new(0))),
+            _ => Body::Driver(Arc::new(Null::new(1 << 20, Reads::Zeroes, 0))),
+        };
+        let name = format!("n{}", graph.next_id().0);
+        graph.insert(NewNode {
+            name,
+            kind: "test",
+            common: Common::default(),
+            body,
+            shape,
+            files: Vec::new(),
+        })
+    }
+
+    fn layer(graph: &mut Graph, backing: Option<NodeId>) -> NodeId {
+        let file = add(graph, Shape::Leaf);
+        let backing = backing.map(|child| Edge {
+            role: Role::Cow,
+            option: "backing",
+            child,
+        });
+        let shape = Shape::Format {
+            file: Edge::file(Role::Image, file),
+            data: None,
+            backing,
+        };
+        add(graph, shape)
+    }
+
+    #[test]
+    fn filters_break_no_chain_wherever_they_are() {
+        let mut graph = Graph::default();
+        let base = layer(&mut graph, None);
+        let on_base = add(&mut graph, Shape::filter(base));
+        let on_that = add(&mut graph, Shape::filter(on_base));
+        let middle = layer(&mut graph, Some(on_that));
+        let top = layer(&mut graph, Some(middle));
+        let on_top = add(&mut graph, Shape::filter(top));
+        let chain: Vec<NodeId> = graph.chain(on_top).collect();
+        assert_eq!(chain, [top, middle, base]);
+        assert_eq!(graph.cow_child(middle), Some(on_that));
+        assert_eq!(graph.next_layer(middle), Some(base));
+        assert_eq!(
+            (graph.cow_child(on_top), graph.cow_child(base)),
+            (None, None)
+        );
+    }
+
+    #[test]
+    fn only_filters_of_jobs_are_implicit() {
+        let mut graph = Graph::default();
+        let disk = layer(&mut graph, None);
+        let users = add(&mut graph, Shape::filter(disk));
+        let jobs = add(&mut graph, Shape::filter(users));
+        graph.set_implicit(jobs);
+        assert_eq!(graph.skip_implicit(jobs), users);
+        assert_eq!(graph.skip_filters(jobs), disk);
+        assert_eq!(graph.skip_implicit(disk), disk);
+    }
+
+    #[test]
+    fn guest_data_is_stored_in_the_data_child_if_there_is_one() {
+        let mut graph = Graph::default();
+        let (file, data) = (add(&mut graph, Shape::Leaf), add(&mut graph, Shape::Leaf));
+        let external = add(
+            &mut graph,
+            Shape::Format {
+                file: Edge::file(Role::Metadata, file),
+                data: Some(Edge {
+                    role: Role::Data,
+                    option: "data-file",
+                    child: data,
+                }),
+                backing: None,
+            },
+        );
+        let image = add(&mut graph, Shape::image(file));
+        let filter = add(&mut graph, Shape::filter(image));
+        assert_eq!(graph.storage_child(external), Some(data));
+        assert_eq!(graph.storage_child(image), Some(file));
+        assert_eq!(graph.storage_child(filter), None);
+        assert_eq!(graph.storage_child(file), None);
+    }
+}

@@ -1,0 +1,229 @@
+//! qcow2 images of every kind, made by the real qemu-img and qemu-io, read by us: the bytes are those of `qemu-img convert`,
+//! the block status is that of `qemu-img map`.
+
+mod support;
+
+use blockgraph::driver::qcow2::Options;
+use blockgraph::driver::qcow2::cache::CacheOptions;
+use std::path::{Path, PathBuf};
+use support::qcow2::{
+    Layer, Mapped, check_reads, create, flat, open_chain, our_map, overlay, qemu_io, qemu_map,
+    scribble, squeeze, text,
+};
+use support::{Bench, Chance, engines, modes};
+
+/// Not a whole number of any cluster.
+const SIZE: u64 = (5 << 20) + 3 * 512;
+
+/// The caches as they come, and the smallest there are.
+fn caches() -> [Options; 2] {
+    let smallest = CacheOptions {
+        l2: Some(0),
+        l2_entry: Some(512),
+        ..CacheOptions::default()
+    };
+    [Options::default(), Options { cache: smallest }]
+}
+
+/// Every way of reading a chain comes to what QEMU says.
+fn check(layers: &[Layer], seed: u64) {
+    println!("seed {seed}");
+    let top = &layers[0];
+    let truth = flat(&top.path, top.format);
+    let map = qemu_map(&top.path, top.format);
+    let engine = engines().pop().expect("at least the pool");
+    for mode in modes(seed) {
+        for options in caches() {
+            let mut bench = Bench::new(engine.clone(), mode);
+            let chain = open_chain(&mut bench, layers, &options);
+            check_reads(&mut bench, chain[0], &truth, &mut Chance(seed));
+            let ours = our_map(&mut bench, &chain);
+            assert_eq!(ours.len(), map.len());
+            for (sector, (ours, theirs)) in ours.iter().zip(&map).enumerate() {
+                let theirs = expected(*theirs, layers);
+                assert_eq!(*ours, theirs, "sector {sector} in {mode:?}");
+            }
+        }
+    }
+}
+
+/// What QEMU says, but for what it says of a file rather than of the image: that data is in a hole of it (which it looks at
+/// where it suspects preallocation), and where in the file a hole of a raw image is.
+fn expected(theirs: Mapped, layers: &[Layer]) -> Mapped {
+    let raw_hole = theirs.zero && !theirs.data && layers[theirs.depth].format == "raw";
+    Mapped {
+        zero: theirs.zero && !theirs.data,
+        offset: theirs.offset.filter(|_| !raw_hole),
+        ..theirs
+    }
+}
+
+/// One image of its own, scribbled on.
+fn check_alone(options: &str, cluster: u64, seed: u64) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("disk.qcow2");
+    create(&path, options, SIZE);
+    let mut chance = Chance(seed);
+    qemu_io(&path, "qcow2", &scribble(&mut chance, SIZE, cluster, 40));
+    check(&[Layer::qcow2(path)], seed);
+}
+
+#[test]
+fn clusters_of_every_size_read_as_qemu_reads_them() {
+    for bits in [9, 10, 12, 14, 16, 18, 21] {
+        let cluster = 1u64 << bits;
+        check_alone(&format!("cluster_size={cluster}"), cluster, bits);
+    }
+}
+
+#[test]
+fn version_2_reads_as_qemu_reads_it() {
+    check_alone("compat=0.10", 65536, 20);
+    check_alone("compat=0.10,cluster_size=512", 512, 21);
+}
+
+#[test]
+fn subclusters_read_as_qemu_reads_them() {
+    for (cluster, seed) in [(16384, 30), (65536, 31), (2 << 20, 32)] {
+        check_alone(
+            &format!("extended_l2=on,cluster_size={cluster}"),
+            cluster,
+            seed,
+        );
+    }
+}
+
+#[test]
+fn compressed_clusters_read_as_qemu_reads_them() {
+    let kinds = [
+        ("zlib", 16),
+        ("zstd", 16),
+        ("zlib", 12),
+        ("zstd", 21),
+        ("zlib", 9),
+    ];
+    for (seed, (kind, bits)) in (40..).zip(kinds) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("disk.qcow2");
+        let cluster = 1u64 << bits;
+        let options = format!("compression_type={kind},cluster_size={cluster}");
+        create(&path, &options, SIZE);
+        let mut chance = Chance(seed);
+        let commands = squeeze(&mut chance, SIZE, cluster, 30);
+        qemu_io(&path, "qcow2", &commands);
+        let commands = scribble(&mut chance, SIZE, cluster, 10);
+        qemu_io(&path, "qcow2", &commands);
+        check(&[Layer::qcow2(path)], seed);
+    }
+}
+
+#[test]
+fn a_compressed_copy_of_real_text_reads_as_it_was() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let source = dir.path().join("source.raw");
+    let mut bytes = std::fs::read("/proc/self/exe").expect("this program");
+    bytes.resize(3 << 20, 0);
+    std::fs::write(&source, &bytes).expect("written");
+    for (seed, options) in [
+        (50, "compression_type=zlib"),
+        (51, "compression_type=zstd"),
+        (52, "compression_type=zstd,extended_l2=on"),
+        (53, "compression_type=zlib,compat=1.1,cluster_size=4k"),
+    ] {
+        let path = dir.path().join(format!("disk{seed}.qcow2"));
+        let (from, to) = (text(&source), text(&path));
+        support::qcow2::run(
+            "qemu-img",
+            &["convert", "-c", "-O", "qcow2", "-o", options, from, to],
+        );
+        check(&[Layer::qcow2(path)], seed);
+    }
+}
+
+#[test]
+fn external_data_files_read_as_qemu_reads_them() {
+    for (seed, more) in [(60, ""), (61, ",data_file_raw=on"), (62, ",extended_l2=on")] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("disk.qcow2");
+        let data = dir.path().join("disk.data");
+        create(&path, &format!("data_file={}{more}", text(&data)), SIZE);
+        let mut chance = Chance(seed);
+        qemu_io(&path, "qcow2", &scribble(&mut chance, SIZE, 65536, 40));
+        let layer = Layer {
+            data_file: Some(data),
+            ..Layer::qcow2(path)
+        };
+        check(&[layer], seed);
+    }
+}
+
+#[test]
+fn preallocated_images_read_as_qemu_reads_them() {
+    for (seed, options) in [(70, "preallocation=falloc"), (71, "preallocation=full")] {
+        check_alone(options, 65536, seed);
+    }
+}
+
+#[test]
+fn what_a_short_backing_file_does_not_cover_reads_as_zeroes() {
+    for (seed, format) in [(80, "raw"), (81, "qcow2")] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let below = dir.path().join("below");
+        let short = (1 << 20) + 512 * 5;
+        let mut chance = Chance(seed);
+        support::qcow2::run(
+            "qemu-img",
+            &[
+                "create",
+                "-q",
+                "-f",
+                format,
+                text(&below),
+                &short.to_string(),
+            ],
+        );
+        let mut commands = scribble(&mut chance, short, 65536, 20);
+        // What a file system reserves and zeroes counts as a hole of the file until somebody has read it.
+        commands.retain(|command| format == "qcow2" || !command.starts_with("write -z"));
+        qemu_io(&below, format, &commands);
+        let path = dir.path().join("top.qcow2");
+        overlay(&path, "", SIZE, &below, format);
+        qemu_io(&path, "qcow2", &scribble(&mut chance, SIZE, 65536, 8));
+        let below = match format {
+            "raw" => Layer::raw(below),
+            _ => Layer::qcow2(below),
+        };
+        check(&[Layer::qcow2(path), below], seed);
+    }
+}
+
+/// A chain of five, each layer of another kind and another size.
+fn chain(dir: &Path, chance: &mut Chance) -> Vec<Layer> {
+    let kinds = [
+        ("cluster_size=4k", 3 << 20),
+        ("compat=0.10", (4 << 20) + 512),
+        ("extended_l2=on,cluster_size=16k", 2 << 20),
+        ("compression_type=zstd", SIZE),
+        ("cluster_size=2M", SIZE),
+    ];
+    let mut layers: Vec<Layer> = Vec::new();
+    for (n, (options, size)) in kinds.into_iter().enumerate() {
+        let path: PathBuf = dir.join(format!("layer{n}.qcow2"));
+        match layers.first() {
+            None => create(&path, options, size),
+            Some(below) => overlay(&path, options, size, &below.path, "qcow2"),
+        }
+        qemu_io(&path, "qcow2", &scribble(chance, size, 16384, 12));
+        layers.insert(0, Layer::qcow2(path));
+    }
+    layers
+}
+
+#[test]
+fn chains_of_five_read_as_qemu_reads_them() {
+    for seed in 90..93 {
+        let dir = tempfile::tempdir().expect("a directory");
+        let layers = chain(dir.path(), &mut Chance(seed));
+        check(&layers, seed);
+    }
+}
