@@ -68,34 +68,6 @@ pub(crate) struct Alloc {
     /// From this cluster on nothing is used, once that is known.
     fresh: u64,
     end: End,
-    /// True once [`Alloc::find_end`] has found it.
-    pub(crate) fn knows_end(&self) -> bool {
-        self.end == End::Known
-    }
-
-    /// Finds where what is used ends: the last refcount that is not 0, or, in files that have many blocks of nothing else,
-    /// an end beyond that.
-    pub(crate) fn find_end(&mut self, refs: &mut Refcounts) -> Result<(), Lack> {
-        while let End::Within(from, looks) = self.end {
-            let Some(index) = refs.last_block(from) else {
-                // Without any refcounts nothing tells what is used: at least what the file has is.
-                self.fresh = self.length.div_ceil(1 << self.cluster_bits);
-                self.end = End::Known;
-                break;
-            };
-            if let Some(last) = refs.last_used(index)? {
-                self.fresh = last + 1;
-                self.end = End::Known;
-            } else if looks == 0 {
-                self.fresh = index << refs.block_bits();
-                self.end = End::Known;
-            } else {
-                self.end = End::Within(index, looks - 1);
-            }
-        }
-        Ok(())
-    }
-
     /// How long the file is, in bytes.
     length: u64,
     /// From this cluster on the file reads as zeroes where nothing was allocated.
@@ -124,6 +96,34 @@ impl Alloc {
             pack: None,
             stuck: false,
         }
+    }
+
+    /// True once [`Alloc::find_end`] has found it.
+    pub(crate) fn knows_end(&self) -> bool {
+        self.end == End::Known
+    }
+
+    /// Finds where what is used ends: the last refcount that is not 0, or, in files that have many blocks of nothing else,
+    /// an end beyond that.
+    pub(crate) fn find_end(&mut self, refs: &mut Refcounts) -> Result<(), Lack> {
+        while let End::Within(from, looks) = self.end {
+            let Some(index) = refs.last_block(from) else {
+                // Without any refcounts nothing tells what is used: at least what the file has is.
+                self.fresh = self.length.div_ceil(1 << self.cluster_bits);
+                self.end = End::Known;
+                break;
+            };
+            if let Some(last) = refs.last_used(index)? {
+                self.fresh = last + 1;
+                self.end = End::Known;
+            } else if looks == 0 {
+                self.fresh = index << refs.block_bits();
+                self.end = End::Known;
+            } else {
+                self.end = End::Within(index, looks - 1);
+            }
+        }
+        Ok(())
     }
 
     /// How long the file is, in bytes.

@@ -11,6 +11,7 @@ use super::meta::{Freed, Meta, NewTable, Why};
 use super::plan::{Ahead, Patch, Phases, SliceOut, phases};
 use super::refcount::{BlockOut, TableOut};
 use super::together::together;
+use super::writer::Gate;
 use crate::io::Io;
 use crate::node::{Local, NodeId, Outcome};
 use crate::request::{Kind, Request};
@@ -50,6 +51,11 @@ impl Drop for Commit<'_> {
 impl Qcow2 {
     /// Makes everything durable that was written before the call.
     pub(crate) async fn flush(&self, io: &Io) -> Outcome {
+        match self.writer.gate() {
+            Gate::Open => {}
+            Gate::Shut => return Ok(()),
+            Gate::Corrupt => return Err(Errno::IO),
+        }
         let is_ahead = self.meta().is_ahead();
         if is_ahead || !self.writer.commits.is_idle() {
             return self.commit(io).await;

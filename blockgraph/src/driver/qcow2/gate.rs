@@ -14,6 +14,7 @@ use super::width::Width;
 use super::writer::Gate;
 use crate::io::Io;
 use crate::node::Outcome;
+use crate::request::Prealloc;
 use crate::units::Span;
 use ring::Errno;
 use std::sync::atomic::Ordering;
@@ -32,10 +33,27 @@ impl Qcow2 {
         }
         let _opening = self.writer.opening.hold(Span { at: 0, len: 1 }).await;
         if self.writer.gate() == Gate::Shut {
+            self.lengthen_files(io).await?;
             self.load_refcount_table(io).await?;
             self.end_autoclear_features(io).await?;
             self.writer.set_gate(Gate::Open);
             self.may_map_writes.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// A file may end within its last cluster, and a data file before the disk does; whole clusters are written.
+    async fn lengthen_files(&self, io: &Io) -> Outcome {
+        let file = self.file(io)?;
+        let bytes = io.graph().info(file).ok_or(Errno::IO)?.size_bytes;
+        let whole = bytes.next_multiple_of(self.geometry.cluster_bytes());
+        if whole != bytes {
+            io.truncate(file, whole, Prealloc::Off).await?;
+        }
+        let data = self.data(io)?;
+        let needed = self.disk_bytes().next_multiple_of(self.geometry.cluster_bytes());
+        if data != file && io.graph().info(data).ok_or(Errno::IO)?.size_bytes < needed {
+            io.truncate(data, needed, Prealloc::Off).await?;
         }
         Ok(())
     }

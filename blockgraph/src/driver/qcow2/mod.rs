@@ -184,8 +184,7 @@ impl Driver for Qcow2 {
     fn serve<'a>(&'a self, io: &'a Io, request: Request) -> Local<'a, Outcome> {
         match request.kind {
             Kind::Read => Box::pin(self.read(io, request.span, request.mem)),
-            Kind::Flush => Box::pin(std::future::ready(Ok(()))),
-            _ => Box::pin(std::future::ready(Err(Errno::RDONLY))),
+            kind => Box::pin(self.change(io, kind, request.span, request.mem)),
         }
     }
 
@@ -198,6 +197,10 @@ impl Driver for Qcow2 {
             size_bytes: self.size_bytes.load(Ordering::Acquire),
             limits: self.limits,
         }
+    }
+
+    fn close<'a>(&'a self, io: &'a Io) -> Local<'a, Outcome> {
+        Box::pin(self.close_writer(io))
     }
 
     fn wants(&self, edge: &Edge, above: Wants) -> Wants {
@@ -252,4 +255,3 @@ fn of_storage(role: Role, access: Access, above: Wants) -> Wants {
     shares = shares.without(Perms::RESIZE);
     Wants { needs, shares }
 }
->>>>>>> qread

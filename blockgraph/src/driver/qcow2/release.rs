@@ -81,7 +81,7 @@ impl Qcow2 {
             self.tell_host(io, clusters.clone()).await?;
         }
         for cluster in clusters {
-            self.meet(io, |meta| drop_reference(meta, cluster)).await?;
+            self.meet_loaded(io, |meta| drop_reference(meta, cluster)).await?;
             rest.advance_to((cluster + 1) << bits);
         }
         Ok(())
@@ -93,7 +93,7 @@ impl Qcow2 {
         let mut next = clusters.start;
         while next < clusters.end {
             let first = next;
-            while next < clusters.end && self.meet(io, |meta| is_last(meta, next)).await? {
+            while next < clusters.end && self.meet_loaded(io, |meta| is_last(meta, next)).await? {
                 next += 1;
             }
             if first == next {

@@ -13,6 +13,7 @@ use super::writer::Prepared;
 use super::Qcow2;
 use crate::io::Io;
 use crate::node::Outcome;
+use crate::request::Kind;
 use crate::units::Span;
 use ring::{Durability, Errno, Mem};
 
@@ -34,6 +35,20 @@ enum Job {
 }
 
 impl Qcow2 {
+    /// Every request but a read.
+    pub(super) async fn change(&self, io: &Io, kind: Kind, span: Span, mem: Mem) -> Outcome {
+        match kind {
+            Kind::Read => self.read(io, span, mem).await,
+            Kind::Write(durability) => self.write(io, span, &mem, durability).await,
+            Kind::WriteCompressed => self.write_compressed(io, span, &mem).await,
+            Kind::WriteZeroes(unmap, durability) => {
+                self.write_zeroes(io, span, unmap, durability).await
+            }
+            Kind::Discard => self.discard(io, span).await,
+            Kind::Flush => self.flush(io).await,
+        }
+    }
+
     /// Writes `mem` to `span`, which is as long and within the disk.
     pub(super) async fn write(
         &self,

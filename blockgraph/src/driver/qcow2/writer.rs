@@ -292,6 +292,26 @@ impl Qcow2 {
         Err(Errno::IO)
     }
 
+    /// Asks the metadata what refcount blocks alone can answer. Errors: EIO for impossible metadata, and those of the file.
+    pub(crate) async fn meet_loaded<T>(
+        &self,
+        io: &Io,
+        mut ask: impl FnMut(&mut Meta) -> Result<T, Lack>,
+    ) -> Result<T, Errno> {
+        for _ in 0..TRIES_MAX {
+            let answer = ask(&mut self.meta());
+            match answer {
+                Ok(answer) => return Ok(answer),
+                Err(Lack::Need(Need::Block(index))) => self.load_block(io, index).await?,
+                Err(_) => {
+                    self.corrupt(io).await;
+                    return Err(Errno::IO);
+                }
+            }
+        }
+        Err(Errno::IO)
+    }
+
     /// Hands out clusters of the image file.
     pub(crate) async fn allocate(&self, io: &Io, want: Want) -> Result<(Run, Prepared<'_>), Errno> {
         self.begin_allocating(io).await?;
