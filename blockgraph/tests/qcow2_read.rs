@@ -22,7 +22,13 @@ fn caches() -> [Options; 2] {
         l2_entry: Some(512),
         ..CacheOptions::default()
     };
-    [Options::default(), Options { cache: smallest }]
+    [
+        Options::default(),
+        Options {
+            cache: smallest,
+            ..Options::default()
+        },
+    ]
 }
 
 /// Every way of reading a chain comes to what QEMU says.

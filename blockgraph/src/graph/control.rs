@@ -82,6 +82,8 @@ impl Control {
         while result.borrow().is_none() {
             self.turn(deadline)?;
         }
+        // Nothing turns this lane until the next work comes: what the work looked up must not stay pinned till then.
+        self.lane.end_batch();
         self.hear();
         // The loop ended because it is there.
         result.take().ok_or_else(|| io::ErrorKind::Other.into())
