@@ -148,6 +148,10 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
         Box::pin(async { Err(Errno::NOTSUP) })
     }
 
+    /// Somebody cannot wait any longer (a disk is taken away, the process ends): what is under way ends soon, with an error.
+    /// Of no meaning for a node that waits for nobody but this machine.
+    fn cancel(&self) {}
+
     /// Before it is gone for good: make everything durable that a close should. Nothing of its own is in flight then.
     fn close<'a>(&'a self, _io: &'a Io) -> Local<'a, Outcome> {
         Box::pin(async { Ok(()) })

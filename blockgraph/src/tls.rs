@@ -113,17 +113,17 @@ pub enum TlsError {
         why: String,
     },
     /// A client's credentials where a server's are needed.
-    #[error("Expecting TLS credentials with a server endpoint")]
+    #[error("Expected TLS credentials for a server endpoint")]
     NotServer,
     /// A server's credentials where a client's are needed.
-    #[error("Expecting TLS credentials with a client endpoint")]
+    #[error("Expected TLS credentials for a client endpoint")]
     NotClient,
     /// Not a DNS name and not an address.
     #[error("'{0}' is not a host name to verify a certificate against")]
     BadHostname(String),
-    /// Our TLS library can look revocations up only when it verifies a name as well.
-    #[error("'ca-crl.pem' needs 'tls-hostname' where the server has no host name")]
-    CrlWithoutName,
+    /// Nothing to hold the server's certificate against.
+    #[error("No hostname for certificate validation")]
+    NoHostname,
     /// The TLS library's own opinion of all this.
     #[error("Unable to set up TLS: {0}")]
     Setup(String),
@@ -180,32 +180,32 @@ impl TlsCreds {
         Ok(Arc::new(config.map_err(setup)?))
     }
 
-    /// For the end that connects to a server whose certificate must be for `hostname`; without one, for any certificate
-    /// our CA signed. Errors: they are a server's; not a host name.
+    /// For the end that connects to a server whose certificate must be for `hostname`, which may be missing only where the
+    /// peer need not prove who it is. Errors: they are a server's; no host name, or none that is one.
     pub fn client_config(&self, hostname: Option<&str>) -> Result<TlsClient, TlsError> {
         if self.endpoint != Endpoint::Client {
             return Err(TlsError::NotClient);
         }
-        let name = hostname.map(server_name).transpose()?;
-        let verifier = self.server_verifier(name.is_some())?;
+        let name = match (hostname, self.verify_peer) {
+            (Some(name), _) => ServerName::try_from(name.to_owned())
+                .map_err(|_| TlsError::BadHostname(name.to_owned()))?,
+            (None, VerifyPeer::Yes) => return Err(TlsError::NoHostname),
+            // An address is never sent as a name (RFC 6066, 3), and nobody verifies it.
+            (None, VerifyPeer::No) => ServerName::from(std::net::Ipv4Addr::UNSPECIFIED),
+        };
         let builder = ClientConfig::builder_with_provider(self.provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(setup)?
             .dangerous()
-            .with_custom_certificate_verifier(verifier);
+            .with_custom_certificate_verifier(self.server_verifier()?);
         let config = match &self.own {
             None => builder.with_no_client_auth(),
             Some(own) => builder
                 .with_client_auth_cert(own.chain.clone(), own.key.clone_key())
                 .map_err(setup)?,
         };
-        Ok(TlsClient {
-            config: Arc::new(config),
-            // An address is verified as one and never sent as a name (RFC 6066, 3), so it stands for "no name" here.
-            name: name.unwrap_or(ServerName::IpAddress(
-                std::net::Ipv4Addr::UNSPECIFIED.into(),
-            )),
-        })
+        let config = Arc::new(config);
+        Ok(TlsClient { config, name })
     }
 
     fn client_verifier(
@@ -218,24 +218,18 @@ impl TlsCreds {
             .map_err(setup)
     }
 
-    fn server_verifier(&self, named: bool) -> Result<Arc<dyn ServerCertVerifier>, TlsError> {
-        if self.verify_peer == VerifyPeer::Yes && named {
-            let roots = self.roots.clone();
-            let verifier =
-                WebPkiServerVerifier::builder_with_provider(roots, self.provider.clone())
+    fn server_verifier(&self) -> Result<Arc<dyn ServerCertVerifier>, TlsError> {
+        match self.verify_peer {
+            VerifyPeer::Yes => {
+                let (roots, provider) = (self.roots.clone(), self.provider.clone());
+                let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider)
                     .with_crls(self.crls.clone())
                     .allow_unknown_revocation_status()
                     .build();
-            return Ok(verifier.map_err(setup)?);
+                Ok(verifier.map_err(setup)?)
+            }
+            VerifyPeer::No => Ok(Arc::new(Anybody(self.provider.clone()))),
         }
-        if self.verify_peer == VerifyPeer::Yes && !self.crls.is_empty() {
-            return Err(TlsError::CrlWithoutName);
-        }
-        Ok(Arc::new(Nameless {
-            verify_peer: self.verify_peer,
-            roots: self.roots.clone(),
-            provider: self.provider.clone(),
-        }))
     }
 
     /// A certificate and its key must belong together, whatever they are worth.
@@ -282,15 +276,25 @@ pub struct TlsClient {
     name: ServerName<'static>,
 }
 
+/// The same only if made by the same call.
+impl PartialEq for TlsClient {
+    fn eq(&self, other: &TlsClient) -> bool {
+        Arc::ptr_eq(&self.config, &other.config) && self.name == other.name
+    }
+}
+
+impl Eq for TlsClient {}
+
 impl TlsClient {
+    /// Whom the server's certificate has to name.
+    pub fn hostname(&self) -> String {
+        self.name.to_str().into_owned()
+    }
+
     /// A session that has not begun its handshake. Errors: the library's.
     pub fn session(&self) -> Result<rustls::ClientConnection, rustls::Error> {
         rustls::ClientConnection::new(self.config.clone(), self.name.clone())
     }
-}
-
-fn server_name(name: &str) -> Result<ServerName<'static>, TlsError> {
-    ServerName::try_from(name.to_owned()).map_err(|_| TlsError::BadHostname(name.to_owned()))
 }
 
 fn setup(error: impl std::fmt::Display) -> TlsError {
@@ -309,26 +313,19 @@ fn chain_verdict(
     verify_server_cert_signed_by_trust_anchor(&cert, roots, rest, now, algorithms)
 }
 
-/// Verifies a server that is known by no name (a unix socket), or does not verify it at all (`verify-peer=off`).
+/// Takes any server (`verify-peer=off`); what is said is encrypted, to whomever.
 #[derive(Debug)]
-struct Nameless {
-    verify_peer: VerifyPeer,
-    roots: Arc<RootCertStore>,
-    provider: Arc<CryptoProvider>,
-}
+struct Anybody(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Nameless {
+impl ServerCertVerifier for Anybody {
     fn verify_server_cert(
         &self,
-        first: &CertificateDer<'_>,
-        rest: &[CertificateDer<'_>],
+        _first: &CertificateDer<'_>,
+        _rest: &[CertificateDer<'_>],
         _name: &ServerName<'_>,
         _ocsp_response: &[u8],
-        now: UnixTime,
+        _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if self.verify_peer == VerifyPeer::Yes {
-            chain_verdict(first, rest, &self.roots, now, &self.provider)?;
-        }
         Ok(ServerCertVerified::assertion())
     }
 
@@ -338,7 +335,7 @@ impl ServerCertVerifier for Nameless {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
+        let algorithms = &self.0.signature_verification_algorithms;
         verify_tls12_signature(message, cert, dss, algorithms)
     }
 
@@ -348,12 +345,12 @@ impl ServerCertVerifier for Nameless {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
+        let algorithms = &self.0.signature_verification_algorithms;
         verify_tls13_signature(message, cert, dss, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        let algorithms = &self.provider.signature_verification_algorithms;
+        let algorithms = &self.0.signature_verification_algorithms;
         algorithms.supported_schemes()
     }
 }

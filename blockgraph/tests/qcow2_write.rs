@@ -27,7 +27,9 @@ struct Case {
 }
 
 fn cluster(options: &str) -> u64 {
-    let named = options.split(',').find_map(|option| option.strip_prefix("cluster_size="));
+    let named = options
+        .split(',')
+        .find_map(|option| option.strip_prefix("cluster_size="));
     named.map_or(65536, |bytes| bytes.parse().expect("a number"))
 }
 
@@ -73,7 +75,13 @@ impl Case {
             None => create(&self.path(), options.trim_start_matches(','), self.size),
             Some((format, size)) => {
                 self.make_below(format, size, seed);
-                overlay(&self.path(), &options, self.size, &self.below_path(), format);
+                overlay(
+                    &self.path(),
+                    &options,
+                    self.size,
+                    &self.below_path(),
+                    format,
+                );
             }
         }
         flat(&self.path(), "qcow2")
@@ -188,7 +196,12 @@ fn subclusters() {
 
 #[test]
 fn images_with_something_below() {
-    for (format, size) in [("raw", SIZE), ("raw", 1 << 20), ("qcow2", SIZE), ("qcow2", 8 << 20)] {
+    for (format, size) in [
+        ("raw", SIZE),
+        ("raw", 1 << 20),
+        ("qcow2", SIZE),
+        ("qcow2", 8 << 20),
+    ] {
         for options in ["", "cluster_size=4096"] {
             let backing = Some((format, size));
             let case = Case {
@@ -202,7 +215,12 @@ fn images_with_something_below() {
 
 #[test]
 fn images_with_a_data_file() {
-    for options in ["", "cluster_size=4096", "extended_l2=on", "data_file_raw=on"] {
+    for options in [
+        "",
+        "cluster_size=4096",
+        "extended_l2=on",
+        "data_file_raw=on",
+    ] {
         let case = Case {
             data_file: true,
             ..Case::new(options)
@@ -228,7 +246,10 @@ fn a_raw_data_file_reads_as_the_disk() {
 
 #[test]
 fn late_refcounts() {
-    for options in ["lazy_refcounts=on", "lazy_refcounts=on,cluster_size=512,refcount_bits=64"] {
+    for options in [
+        "lazy_refcounts=on",
+        "lazy_refcounts=on,cluster_size=512,refcount_bits=64",
+    ] {
         Case::new(options).all_modes(8, 50);
     }
 }
@@ -241,7 +262,11 @@ fn the_smallest_caches() {
         refcount: Some(0),
         ..Default::default()
     };
-    for options in ["cluster_size=4096", "cluster_size=512,refcount_bits=64", "extended_l2=on"] {
+    for options in [
+        "cluster_size=4096",
+        "cluster_size=512,refcount_bits=64",
+        "extended_l2=on",
+    ] {
         let open = Options {
             cache,
             ..Options::default()
@@ -256,8 +281,10 @@ fn the_smallest_caches() {
 
 #[test]
 fn preallocated_images() {
-    for options in ["preallocation=metadata", "preallocation=falloc,cluster_size=4096"] {
+    for options in [
+        "preallocation=metadata",
+        "preallocation=falloc,cluster_size=4096",
+    ] {
         Case::new(options).all_modes(10, 40);
     }
 }
-

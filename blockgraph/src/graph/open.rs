@@ -11,6 +11,7 @@ pub use qcow2::{Backing, Qcow2Spec};
 use super::perm::PermError;
 use super::{Access, Body, Common, Control, Current, Graph, NewNode, Shape, Sharing};
 use crate::driver::file::{self, FileError, FileOptions, OpenMode};
+use crate::driver::nbd::client::{self, ClientError, NbdOptions};
 use crate::driver::null::{Null, Reads};
 use crate::driver::qcow2::Qcow2Error;
 use crate::driver::raw::{Raw, Window, WindowError};
@@ -57,6 +58,8 @@ pub enum DriverSpec {
         /// By how much.
         latency_ns: u64,
     },
+    /// `nbd`; `mode` is set from `common.access` unless it is [`OpenMode::Auto`].
+    Nbd(Box<NbdOptions>),
 }
 
 /// A disk that stores nothing.
@@ -124,6 +127,9 @@ pub enum OpenError {
     /// The window on it.
     #[error(transparent)]
     Window(#[from] WindowError),
+    /// The server.
+    #[error(transparent)]
+    Nbd(#[from] ClientError),
     /// The image.
     #[error(transparent)]
     Qcow2(#[from] Qcow2Error),
@@ -140,6 +146,7 @@ impl OpenError {
     pub fn hint(&self) -> Option<String> {
         match self {
             OpenError::Perm(error) => error.hint(),
+            OpenError::Nbd(error) => error.hint(),
             _ => None,
         }
     }
@@ -262,6 +269,7 @@ impl Opening<'_> {
     ) -> Result<Made, OpenError> {
         match driver {
             DriverSpec::Null(spec) => Ok(make_null(&spec, common)),
+            DriverSpec::Nbd(options) => make_nbd(*options, common),
             DriverSpec::File(spec) => self.make_file(spec, common),
             DriverSpec::Raw { file, window } => {
                 let (child, below) = self.child(file, depth)?;
@@ -289,11 +297,7 @@ impl Opening<'_> {
 
     fn make_file(&mut self, spec: FileSpec, common: Common) -> Result<Made, OpenError> {
         let mut options = spec.options;
-        options.mode = match (common.access, options.mode) {
-            (Access::ReadOnly, _) => OpenMode::ReadOnly,
-            (Access::ReadWrite, OpenMode::Auto) => OpenMode::Auto,
-            (Access::ReadWrite, _) => OpenMode::ReadWrite,
-        };
+        options.mode = asked(common.access, options.mode);
         let id = self.graph.new_file_id();
         let (opened, access) = file::open(id, &options)?;
         Ok(Made {
@@ -334,6 +338,27 @@ impl Opening<'_> {
         for id in self.opened.iter().rev() {
             self.graph.users.disconnect(&self.graph, *id);
         }
+    }
+}
+
+fn make_nbd(mut options: NbdOptions, common: Common) -> Result<Made, OpenError> {
+    options.mode = asked(common.access, options.mode);
+    let (client, access) = client::open(&options)?;
+    Ok(Made {
+        kind: "nbd",
+        body: Body::Driver(Arc::new(client)),
+        shape: Shape::Leaf,
+        files: Vec::new(),
+        access,
+    })
+}
+
+/// A node that is read-only opens what it is on for reading, whatever else it might.
+fn asked(access: Access, mode: OpenMode) -> OpenMode {
+    match (access, mode) {
+        (Access::ReadOnly, _) => OpenMode::ReadOnly,
+        (Access::ReadWrite, OpenMode::Auto) => OpenMode::Auto,
+        (Access::ReadWrite, _) => OpenMode::ReadWrite,
     }
 }
 

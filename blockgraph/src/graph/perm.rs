@@ -229,6 +229,30 @@ impl Users {
         self.retain(graph, keep);
     }
 
+    /// Somebody outside uses a node of a generation in the making, until [`Users::give_back`]. Errors: a conflict.
+    pub(super) fn lend(
+        &self,
+        graph: &Graph,
+        node: NodeId,
+        wants: Wants,
+        who: &str,
+    ) -> Result<Ticket, PermError> {
+        let mut state = self.state();
+        let ticket = state.next;
+        let mut draft = Draft::new(graph, state.users.clone());
+        draft.set(node, By::Outside(ticket, who.to_owned()), wants);
+        draft.spread(node)?;
+        state.users = draft.commit(&state.users)?;
+        state.next += 1;
+        Ok(Ticket(ticket))
+    }
+
+    /// No longer.
+    pub(super) fn give_back(&self, graph: &Graph, ticket: Ticket) {
+        let keep = |user: &User| !matches!(user.by, By::Outside(by, _) if by == ticket.0);
+        self.retain(graph, keep);
+    }
+
     fn retain(&self, graph: &Graph, keep: impl Fn(&User) -> bool) {
         let mut state = self.state();
         let users = state.users.iter().filter(|user| keep(user)).cloned();
@@ -247,6 +271,10 @@ impl Users {
         }
     }
 }
+
+/// Names somebody outside who uses a node.
+#[derive(Debug)]
+pub(super) struct Ticket(u64);
 
 /// The users as they would be.
 struct Draft<'a> {

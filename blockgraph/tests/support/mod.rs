@@ -7,7 +7,10 @@
     reason = "each test file uses its own part, and no other crate any of it"
 )]
 
+pub mod corrupt;
+pub mod fake_nbd;
 pub mod model;
+pub mod nbd;
 pub mod pki;
 pub mod qcow2;
 pub mod qemu;

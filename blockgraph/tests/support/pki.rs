@@ -22,7 +22,7 @@ pub fn authority(dir: &Path) {
 /// Makes `who` (server or client) a certificate that ends in that many days (`-1`: has ended yesterday).
 pub fn leaf(dir: &Path, who: &str, days: &str) {
     let usage = format!(
-        "basicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature\n\
+        "basicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature,keyEncipherment\n\
          extendedKeyUsage={who}Auth\nsubjectAltName=DNS:localhost,IP:127.0.0.1\n"
     );
     std::fs::write(dir.join("ext"), usage).expect("written");

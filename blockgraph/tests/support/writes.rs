@@ -124,7 +124,11 @@ fn batch(bench: &mut Bench, node: NodeId, model: &mut [u8], chance: &mut Chance,
         if let Some(bytes) = &bytes {
             mem.store(0, bytes);
         }
-        let mem = if matches!(kind, Kind::Write(_) | Kind::WriteCompressed) { mem } else { Mem::none() };
+        let mem = if matches!(kind, Kind::Write(_) | Kind::WriteCompressed) {
+            mem
+        } else {
+            Mem::none()
+        };
         let started = bench.start(node, kind, span(at as u64, len as u64), &mem, token);
         match started {
             Started::Done(outcome) => assert_eq!(outcome, Ok(())),
@@ -163,11 +167,17 @@ fn pick(size: u64, chance: &mut Chance, habits: Habits) -> (usize, usize) {
     };
     let units = (size / unit).max(1);
     let at = chance.below(units);
-    let longest = (units - at).min(habits.units_max * habits.unit / unit).max(1);
+    let longest = (units - at)
+        .min(habits.units_max * habits.unit / unit)
+        .max(1);
     let len = 1 + chance.below(longest);
     let (at, len) = (at * unit, len * unit);
     // Now and then to the very end of the disk.
-    let len = if chance.below(16) == 0 && size - at < 8 * habits.unit { size - at } else { len };
+    let len = if chance.below(16) == 0 && size - at < 8 * habits.unit {
+        size - at
+    } else {
+        len
+    };
     (at as usize, len.min(size - at) as usize)
 }
 
@@ -196,7 +206,10 @@ pub fn compare(bench: &mut Bench, node: NodeId, model: &[u8]) {
     let ours = bench.read(node, 0, model.len());
     let wrong = ours.iter().zip(model).position(|(a, b)| a != b);
     if let Some(wrong) = wrong {
-        panic!("byte {wrong:#x} is {:#x}, not {:#x}", ours[wrong], model[wrong]);
+        panic!(
+            "byte {wrong:#x} is {:#x}, not {:#x}",
+            ours[wrong], model[wrong]
+        );
     }
 }
 

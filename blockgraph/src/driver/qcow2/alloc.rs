@@ -208,7 +208,10 @@ impl Alloc {
 
     /// How many clusters a longer refcount table takes, if `count` more clusters need one.
     fn table_for(&self, count: u64, refs: &Refcounts) -> u64 {
-        let end = self.fresh.saturating_add(count).saturating_add(self.blocks_for(count, refs));
+        let end = self
+            .fresh
+            .saturating_add(count)
+            .saturating_add(self.blocks_for(count, refs));
         let last = refs.block_of(end.saturating_add(2));
         if last < refs.table_len() {
             return 0;
@@ -221,8 +224,12 @@ impl Alloc {
     /// The length of file that `count` more clusters at its end take.
     fn needed(&self, count: u64, refs: &Refcounts) -> u64 {
         let all = count.saturating_add(self.table_for(count, refs));
-        let all = all.saturating_add(self.blocks_for(all, refs)).saturating_add(4);
-        self.fresh.saturating_add(all).saturating_mul(1 << self.cluster_bits)
+        let all = all
+            .saturating_add(self.blocks_for(all, refs))
+            .saturating_add(4);
+        self.fresh
+            .saturating_add(all)
+            .saturating_mul(1 << self.cluster_bits)
     }
 
     fn take_fresh(&mut self, count: u64, refs: &mut Refcounts) -> Result<Run, Lack> {
@@ -458,7 +465,8 @@ mod tests {
                     self.refs.loaded(index, bytes);
                 }
                 Lack::Need(Need::Length(length)) if length <= self.length_max => {
-                    self.alloc.grown(self.alloc.step(length).min(self.length_max));
+                    self.alloc
+                        .grown(self.alloc.step(length).min(self.length_max));
                 }
                 Lack::Need(Need::Length(_)) if !self.alloc.is_stuck() => self.alloc.set_stuck(true),
                 Lack::Need(Need::Commit) => self.commit(),
@@ -471,7 +479,10 @@ mod tests {
             let out = self.refs.take_dirty();
             let cluster = 1 << self.cluster_bits;
             for block in &out {
-                let disk = self.disk.entry(block.index).or_insert_with(|| vec![0; cluster]);
+                let disk = self
+                    .disk
+                    .entry(block.index)
+                    .or_insert_with(|| vec![0; cluster]);
                 disk[block.within.clone()].copy_from_slice(&block.bytes);
             }
             self.refs.written(&out);
@@ -504,7 +515,9 @@ mod tests {
         }
 
         fn free(&mut self, cluster: u64) {
-            let left = self.run(|_, refs| refs.decrement(cluster)).expect("described");
+            let left = self
+                .run(|_, refs| refs.decrement(cluster))
+                .expect("described");
             if left == 0 {
                 self.alloc.release(cluster);
             }
@@ -517,7 +530,13 @@ mod tests {
             let mut expected = self.expected.clone();
             expected.remove(&1);
             expected.remove(&2);
-            let blocks: Vec<u64> = self.refs.table().iter().copied().filter(|at| *at != 0).collect();
+            let blocks: Vec<u64> = self
+                .refs
+                .table()
+                .iter()
+                .copied()
+                .filter(|at| *at != 0)
+                .collect();
             let abandoned = self.refs.take_abandoned();
             for (at, len) in abandoned.iter().copied().chain([(at, len)]) {
                 let clusters = (at >> self.cluster_bits)..((at + len) >> self.cluster_bits);
@@ -528,7 +547,11 @@ mod tests {
             }
             for cluster in 0..self.alloc.fresh + 10 {
                 let count = self.run(|_, refs| refs.get(cluster)).expect("described");
-                assert_eq!(count, expected.get(&cluster).copied().unwrap_or(0), "{cluster}");
+                assert_eq!(
+                    count,
+                    expected.get(&cluster).copied().unwrap_or(0),
+                    "{cluster}"
+                );
             }
         }
     }
@@ -583,8 +606,14 @@ mod tests {
     #[test]
     fn compressed_clusters_share_host_clusters_and_count_in_each() {
         let mut bench = Bench::new(16, 4, 1 << 40);
-        bench.run(|alloc, refs| alloc.find_end(refs)).expect("found");
-        let mut pack = |len| bench.run(|alloc, refs| alloc.pack(len, refs)).expect("room");
+        bench
+            .run(|alloc, refs| alloc.find_end(refs))
+            .expect("found");
+        let mut pack = |len| {
+            bench
+                .run(|alloc, refs| alloc.pack(len, refs))
+                .expect("room")
+        };
         assert_eq!(pack(40_000), 3 << 16);
         assert_eq!(pack(40_000), (3 << 16) + 40_000);
         assert_eq!(pack(10_000), (3 << 16) + 80_000);
@@ -595,8 +624,14 @@ mod tests {
     #[test]
     fn a_host_cluster_holds_one_compressed_cluster_if_refcounts_are_single_bits() {
         let mut bench = Bench::new(16, 0, 1 << 40);
-        bench.run(|alloc, refs| alloc.find_end(refs)).expect("found");
-        let mut pack = |len| bench.run(|alloc, refs| alloc.pack(len, refs)).expect("room");
+        bench
+            .run(|alloc, refs| alloc.find_end(refs))
+            .expect("found");
+        let mut pack = |len| {
+            bench
+                .run(|alloc, refs| alloc.pack(len, refs))
+                .expect("room")
+        };
         assert_eq!(pack(100), 3 << 16);
         assert_eq!(pack(100), 4 << 16);
     }

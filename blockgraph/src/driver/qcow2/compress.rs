@@ -55,7 +55,10 @@ impl Qcow2 {
     async fn write_packed(&self, io: &Io, span: Span, mem: &Mem, packed: Vec<u8>) -> Outcome {
         let layout = self.geometry.layout();
         let len_bytes = packed.len() as u64;
-        let hold = self.holds.hold(span.widened(self.geometry.cluster_bytes())).await;
+        let hold = self
+            .holds
+            .hold(span.widened(self.geometry.cluster_bytes()))
+            .await;
         let at = self.geometry.entry_at(span.at);
         self.own_table(io, self.geometry.l1_index(at.slice)).await?;
         let (host, prepared) = self.pack(io, len_bytes).await?;
@@ -89,7 +92,9 @@ fn squeeze(method: Compression, bytes: &[u8]) -> Option<Vec<u8>> {
             let mut out = vec![0; room];
             let level = flate2::Compression::default();
             let mut deflate = Compress::new_with_window_bits(level, false, WINDOW_BITS);
-            let status = deflate.compress(bytes, &mut out, FlushCompress::Finish).ok()?;
+            let status = deflate
+                .compress(bytes, &mut out, FlushCompress::Finish)
+                .ok()?;
             (status == Status::StreamEnd).then(|| {
                 out.truncate(deflate.total_out() as usize);
                 out

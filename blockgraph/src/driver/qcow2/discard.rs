@@ -50,7 +50,10 @@ impl Qcow2 {
 
     /// Clusters of one slice.
     async fn discard_clusters(&self, io: &Io, span: Span, nothing_below: bool) -> Outcome {
-        let _hold = self.holds.hold(span.widened(self.geometry.cluster_bytes())).await;
+        let _hold = self
+            .holds
+            .hold(span.widened(self.geometry.cluster_bytes()))
+            .await;
         let keep = self.writer.options.unref == Unref::Keep;
         let has_flag = self.geometry.layout().zero_flag == ZeroFlag::Known;
         let change = |old| match old {

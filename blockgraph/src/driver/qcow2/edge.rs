@@ -271,14 +271,18 @@ impl Qcow2 {
         let all = Mem::zeroed(len as usize).ok_or(Errno::NOMEM)?;
         let part = |from: u64, len: u64| all.slice(from as usize, len as usize);
         self.fill_edge(io, around.head, part(0, before)).await?;
-        self.fill_edge(io, around.tail, part(before + around.span.len, after)).await?;
+        self.fill_edge(io, around.tail, part(before + around.span.len, after))
+            .await?;
         part(before, around.span.len).copy_from(mem);
         io.write(node, around.host - before, &all).await
     }
 
     /// What an edge reads as, into zeroed memory; zeroes past the end of the disk.
     async fn fill_edge(&self, io: &Io, edge: Edge, mem: Mem) -> Outcome {
-        let there = self.disk_bytes().saturating_sub(edge.at).min(mem.len() as u64);
+        let there = self
+            .disk_bytes()
+            .saturating_sub(edge.at)
+            .min(mem.len() as u64);
         if edge.fill != Fill::Copy || there == 0 {
             return Ok(());
         }
@@ -325,7 +329,10 @@ mod tests {
 
     fn edges(words: Words, entry: L2Entry) -> (u64, u64) {
         let geometry = Geometry::new(Layout { words, ..EXTENDED }, 12);
-        (head(&geometry, entry, SPAN).len, tail(&geometry, entry, SPAN).len)
+        (
+            head(&geometry, entry, SPAN).len,
+            tail(&geometry, entry, SPAN).len,
+        )
     }
 
     fn split(copied: bool, data: u32) -> L2Entry {
@@ -339,7 +346,10 @@ mod tests {
 
     #[test]
     fn edges_reach_to_the_subcluster_or_to_the_cluster_that_is_left_behind() {
-        assert_eq!(edges(Words::One, L2Entry::Unallocated), (3000, 65536 - 7000));
+        assert_eq!(
+            edges(Words::One, L2Entry::Unallocated),
+            (3000, 65536 - 7000)
+        );
         // Subclusters of 2 KiB.
         assert_eq!(edges(Words::Two, L2Entry::Unallocated), (952, 1192));
         let shared = L2Entry::Data {
@@ -347,7 +357,10 @@ mod tests {
             copied: false,
         };
         assert_eq!(edges(Words::Two, shared), (3000, 65536 - 7000));
-        assert_eq!(edges(Words::Two, split(false, 1 << 20)), (3000, 65536 - 7000));
+        assert_eq!(
+            edges(Words::Two, split(false, 1 << 20)),
+            (3000, 65536 - 7000)
+        );
         assert_eq!(edges(Words::Two, split(false, 0)), (952, 1192));
         assert_eq!(edges(Words::Two, split(true, 1 << 1)), (0, 1192));
         assert_eq!(edges(Words::Two, split(true, 1 << 3)), (952, 0));
@@ -362,7 +375,10 @@ mod tests {
         };
         assert_eq!(mask(&geometry, guest, SPAN), 0b1110);
         assert_eq!(mask(&geometry, guest, guest), u32::MAX);
-        let all = Span { at: 0, len: 1 << 20 };
+        let all = Span {
+            at: 0,
+            len: 1 << 20,
+        };
         assert_eq!(mask(&geometry, guest, all), u32::MAX);
     }
 
@@ -375,8 +391,14 @@ mod tests {
             subclusters: Subclusters { data, zero },
         };
         let old = entry(0x50000, 0b1, 0b110);
-        assert_eq!(written(&geometry, old, 0x50000, 0b10), entry(0x50000, 0b11, 0b100));
-        assert_eq!(written(&geometry, old, 0x60000, 0b10), entry(0x60000, 0b10, 0b100));
+        assert_eq!(
+            written(&geometry, old, 0x50000, 0b10),
+            entry(0x50000, 0b11, 0b100)
+        );
+        assert_eq!(
+            written(&geometry, old, 0x60000, 0b10),
+            entry(0x60000, 0b10, 0b100)
+        );
         let (host, copied) = (0x50000, true);
         let rest = written(&geometry, old, host, !0b1);
         assert_eq!(rest, L2Entry::Data { host, copied });

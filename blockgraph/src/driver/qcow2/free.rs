@@ -93,7 +93,10 @@ mod tests {
     use super::*;
 
     fn runs(free: &Free) -> Vec<(u64, u64)> {
-        free.runs.iter().map(|(&first, &len)| (first, len)).collect()
+        free.runs
+            .iter()
+            .map(|(&first, &len)| (first, len))
+            .collect()
     }
 
     #[test]

@@ -51,7 +51,9 @@ impl Qcow2 {
             io.truncate(file, whole, Prealloc::Off).await?;
         }
         let data = self.data(io)?;
-        let needed = self.disk_bytes().next_multiple_of(self.geometry.cluster_bytes());
+        let needed = self
+            .disk_bytes()
+            .next_multiple_of(self.geometry.cluster_bytes());
         if data != file && io.graph().info(data).ok_or(Errno::IO)?.size_bytes < needed {
             io.truncate(data, needed, Prealloc::Off).await?;
         }
@@ -137,7 +139,12 @@ impl Qcow2 {
             (header.version, header.incompatible)
         };
         bits.corrupt = true;
-        if version == Version::V3 && self.write_field(io, INCOMPATIBLE_AT, bits.bits()).await.is_ok() {
+        if version == Version::V3
+            && self
+                .write_field(io, INCOMPATIBLE_AT, bits.bits())
+                .await
+                .is_ok()
+        {
             self.meta().header.incompatible.corrupt = true;
         }
     }

@@ -130,7 +130,8 @@ impl Meta {
             Some(last)
                 if last.at + last.len == freed.at
                     && last.why == freed.why
-                    && (last.at | last.len | freed.len) & ((1 << self.header.cluster_bits) - 1) == 0 =>
+                    && (last.at | last.len | freed.len) & ((1 << self.header.cluster_bits) - 1)
+                        == 0 =>
             {
                 last.len += freed.len;
             }

@@ -5,6 +5,7 @@
 
 mod alloc;
 pub mod cache;
+pub mod check;
 mod close;
 mod commit;
 mod compress;
@@ -44,7 +45,7 @@ use crate::node::{Driver, Info, Limits, Local, Map, Outcome};
 use crate::request::{Dir, Kind, Request};
 use crate::status::Status;
 use crate::units::Span;
-use cache::{Cache, View};
+use cache::{Cache, Cleaning, View};
 use extent::extent;
 use format::entry::{DataIn, L1Entry, Malformed, Part};
 use format::header::Header;
@@ -65,6 +66,7 @@ pub struct Qcow2 {
     limits: Limits,
     access: Access,
     l2: Arc<Cache>,
+    _cleaning: Option<Cleaning>,
     /// Never held across an await.
     state: Mutex<Meta>,
     /// Guest clusters being allocated or rewritten: writes to them wait, reads do not.

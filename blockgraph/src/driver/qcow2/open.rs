@@ -3,24 +3,26 @@
 //! The rule: [`Image::load`] needs the file alone, and says which other children the image has; [`Image::driver`] makes the
 //! node's body once they are open.
 
-use super::cache::{Cache, CacheOptions, CacheSizes, SizeError};
+use super::Qcow2;
+use super::cache::{Cache, CacheOptions, CacheSizes, SizeError, clean_every};
+use super::check::CheckError;
 use super::format::entry::{DataIn, Layout, Words, ZeroFlag};
 use super::format::header::{
     Backing, Header, HeaderError, PREFIX_BYTES, Strictness, TableAt, Version,
 };
 use super::geometry::Geometry;
+use super::meta::Meta;
 use super::read::read_or_zeroes;
 use super::unpack::Unpacked;
-use super::meta::Meta;
 use super::writer::{WriteOptions, Writer};
-use super::Qcow2;
-use crate::graph::Access;
+use crate::graph::{Access, errno_text};
 use crate::hold::Holds;
 use crate::io::Io;
 use crate::node::{Info, Limits, NodeId};
 use ring::{Errno, Mem};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use thiserror::Error;
 
 /// How an image is to be used.
@@ -52,15 +54,21 @@ pub enum Qcow2Error {
     /// Its metadata is known to be wrong.
     #[error("qcow2: Image is corrupt; cannot be opened read/write")]
     Corrupt,
+    /// It was left dirty, and its refcounts cannot be set right.
+    #[error("{0}")]
+    Repair(CheckError),
     /// The data file is missing.
     #[error("'data-file' is required for this image")]
     DataFileRequired,
     /// A data file for an image without one.
     #[error("'data-file' can only be set for images with an external data file")]
     DataFileStray,
-    /// The caches.
+    /// The caches' sizes.
     #[error(transparent)]
     Cache(#[from] SizeError),
+    /// The system has no room for the caches.
+    #[error("Could not allocate the metadata caches: {0}")]
+    Caches(String),
 }
 
 /// An image's header and L1 table, checked.
@@ -86,6 +94,11 @@ impl Image {
             sizes,
             write: options.write,
         })
+    }
+
+    /// Did its last writer not close it? Then its refcounts are not to be trusted. (A corrupt image is not repaired unasked.)
+    pub fn needs_repair(&self) -> bool {
+        self.header.incompatible.dirty && !self.header.incompatible.corrupt
     }
 
     /// Is its guest data in another file?
@@ -116,10 +129,11 @@ impl Image {
         if access == Access::ReadWrite && header.incompatible.corrupt {
             return Err(Qcow2Error::Corrupt);
         }
-        let what = "metadata into memory";
-        let errno = Errno::NOMEM;
-        let l2 =
-            Cache::new(geometry, sizes.l2_slices).map_err(|_| Qcow2Error::Read { what, errno })?;
+        let failed = |error: std::io::Error| Qcow2Error::Caches(errno_text(&error));
+        let l2 = Arc::new(Cache::new(geometry, sizes.l2_slices).map_err(failed)?);
+        let every = |s| clean_every(&l2, Duration::from_secs(u64::from(s)));
+        let cleaning = sizes.clean_interval_s.map(every).transpose();
+        let cleaning = cleaning.map_err(failed)?;
         let discard_bytes = geometry.cluster_bytes() as u32;
         Ok(Qcow2 {
             geometry,
@@ -129,7 +143,8 @@ impl Image {
                 ..storage.limits
             },
             access,
-            l2: Arc::new(l2),
+            l2,
+            _cleaning: cleaning,
             unpacked: Unpacked::new(header.compression, geometry.cluster_bytes()),
             writer: Writer::new(&header, write, &sizes),
             state: Mutex::new(Meta::new(header, l1)),

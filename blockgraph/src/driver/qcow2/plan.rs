@@ -96,10 +96,12 @@ fn table_patches(ahead: &Ahead<'_>, phases: &mut Phases) {
     match ahead.table_out {
         TableOut::None => {}
         TableOut::Entries { at, entries } => {
-            phases.refcounts.extend(entries.iter().map(|(index, entry)| Patch {
-                at: at + 8 * index,
-                bytes: entry.to_be_bytes().to_vec(),
-            }));
+            phases
+                .refcounts
+                .extend(entries.iter().map(|(index, entry)| Patch {
+                    at: at + 8 * index,
+                    bytes: entry.to_be_bytes().to_vec(),
+                }));
         }
         TableOut::Moved {
             at,

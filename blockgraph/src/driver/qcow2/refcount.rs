@@ -208,7 +208,10 @@ impl Refcounts {
 
     /// The last block that there is, before block `end`.
     pub(crate) fn last_block(&self, end: u64) -> Option<u64> {
-        let end = self.table.len().min(usize::try_from(end).unwrap_or(usize::MAX));
+        let end = self
+            .table
+            .len()
+            .min(usize::try_from(end).unwrap_or(usize::MAX));
         let last = self.table[..end].iter().rposition(|at| at & !511 != 0)?;
         Some(last as u64)
     }

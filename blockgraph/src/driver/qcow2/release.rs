@@ -56,7 +56,11 @@ impl Qcow2 {
         io.grace().await;
         self.users.left().await;
         while let Some(span) = rest.freed.front().copied() {
-            if self.give_back(io, self.first_clusters(span), &mut rest).await.is_err() {
+            if self
+                .give_back(io, self.first_clusters(span), &mut rest)
+                .await
+                .is_err()
+            {
                 return;
             }
         }
@@ -67,7 +71,9 @@ impl Qcow2 {
         let cluster = self.geometry.cluster_bytes();
         let len = match self.geometry.within_cluster(span.at) {
             0 if span.len < cluster => span.len,
-            0 => self.geometry.cluster_start(span.len.min(cluster * CLUSTERS_MAX)),
+            0 => self
+                .geometry
+                .cluster_start(span.len.min(cluster * CLUSTERS_MAX)),
             within => span.len.min(cluster - within),
         };
         Freed { len, ..span }
@@ -81,7 +87,8 @@ impl Qcow2 {
             self.tell_host(io, clusters.clone()).await?;
         }
         for cluster in clusters {
-            self.meet_loaded(io, |meta| drop_reference(meta, cluster)).await?;
+            self.meet_loaded(io, |meta| drop_reference(meta, cluster))
+                .await?;
             rest.advance_to((cluster + 1) << bits);
         }
         Ok(())

@@ -76,12 +76,17 @@ mod tests {
             let width = Width::from_order(order).expect("a width");
             let count = 512 * 8 / width.bits() as usize;
             let mut block = vec![0; 512];
-            let value = |index: usize| (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) & width.max();
+            let value =
+                |index: usize| (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) & width.max();
             (0..count).for_each(|index| width.set(&mut block, index, value(index)));
             width.set(&mut block, 5, 0);
             width.set(&mut block, 5, width.max());
             for index in 0..count {
-                let want = if index == 5 { width.max() } else { value(index) };
+                let want = if index == 5 {
+                    width.max()
+                } else {
+                    value(index)
+                };
                 assert_eq!(width.get(&block, index), want, "{width:?} {index}");
             }
         }
@@ -91,7 +96,9 @@ mod tests {
     fn narrow_refcounts_begin_at_the_low_bit_and_wide_ones_are_big_endian() {
         let set = |order, index, value| {
             let mut block = vec![0; 16];
-            Width::from_order(order).expect("a width").set(&mut block, index, value);
+            Width::from_order(order)
+                .expect("a width")
+                .set(&mut block, index, value);
             block
         };
         assert_eq!(set(0, 9, 1)[1], 0b10);
@@ -104,7 +111,10 @@ mod tests {
     fn the_limits_are_those_of_the_format() {
         assert_eq!(Width::from_order(7), None);
         let width = |order| Width::from_order(order).expect("a width");
-        assert_eq!((width(0).max(), width(4).max(), width(6).max()), (1, 0xffff, u64::MAX));
+        assert_eq!(
+            (width(0).max(), width(4).max(), width(6).max()),
+            (1, 0xffff, u64::MAX)
+        );
         assert_eq!(width(4).block_bits(16), 15);
         assert_eq!(width(6).block_bits(9), 6);
     }

@@ -3,6 +3,7 @@
 //! The rule: whoever changes the words of a guest cluster holds it. Until the words are set nothing refers to what was set
 //! aside, so a request that fails or is given up on the way leaves everything as it was.
 
+use super::Qcow2;
 use super::alloc::{Content, Run, Want};
 use super::cache::{Miss, Slot};
 use super::edge::{self, Around};
@@ -10,7 +11,6 @@ use super::extent::extent;
 use super::format::entry::{DataIn, L2Entry, Malformed, Part};
 use super::meta::{Meta, Why};
 use super::writer::Prepared;
-use super::Qcow2;
 use crate::io::Io;
 use crate::node::Outcome;
 use crate::request::Kind;
@@ -113,7 +113,10 @@ impl Qcow2 {
         let (run, user) = {
             let slot = self.slice(io, at.slice).await?;
             let user = self.users.enter();
-            (extent(&self.geometry, span, |index| slot.entry(index)), user)
+            (
+                extent(&self.geometry, span, |index| slot.entry(index)),
+                user,
+            )
         };
         match run {
             Ok((Part::Data { host, copied: true }, len)) => {
@@ -176,7 +179,14 @@ impl Qcow2 {
         let clusters = (span.end() - 1 >> bits) - (span.at >> bits) + 1;
         for n in 0..clusters {
             let entry = layout.decode(words(n as usize))?;
-            let job = self.cluster_job(entry, if n == 0 { self.geometry.within_cluster(span.at) } else { 0 });
+            let job = self.cluster_job(
+                entry,
+                if n == 0 {
+                    self.geometry.within_cluster(span.at)
+                } else {
+                    0
+                },
+            );
             match job {
                 Job::New(_) => {}
                 _ if n > 0 => return Ok(Job::New(n)),
@@ -257,7 +267,17 @@ impl Qcow2 {
         self.choose_fill(io, &mut head, first, run.content).await?;
         self.choose_fill(io, &mut tail, last, run.content).await?;
         let mem = mem.slice(0, span.len as usize);
-        self.put(io, Around { head, tail, span, host }, &mem).await?;
+        self.put(
+            io,
+            Around {
+                head,
+                tail,
+                span,
+                host,
+            },
+            &mem,
+        )
+        .await?;
         self.publish(io, wide, run, prepared).await?;
         Ok(span.len)
     }

@@ -240,7 +240,6 @@ impl Writer {
     pub(crate) fn set_lazy(&self, lazy: bool) {
         self.lazy.store(lazy, Ordering::Release);
     }
-
 }
 
 impl Qcow2 {
@@ -315,7 +314,9 @@ impl Qcow2 {
     /// Hands out clusters of the image file.
     pub(crate) async fn allocate(&self, io: &Io, want: Want) -> Result<(Run, Prepared<'_>), Errno> {
         self.begin_allocating(io).await?;
-        let run = self.meet(io, |meta| meta.alloc.take(want, &mut meta.refs)).await?;
+        let run = self
+            .meet(io, |meta| meta.alloc.take(want, &mut meta.refs))
+            .await?;
         let bits = self.geometry.cluster_bits();
         let prepared = self.prepared(run.first << bits, run.count << bits);
         Ok((run, prepared))
@@ -324,7 +325,9 @@ impl Qcow2 {
     /// Room for compressed bytes in the image file; returns where.
     pub(crate) async fn pack(&self, io: &Io, len: u64) -> Result<(u64, Prepared<'_>), Errno> {
         self.begin_allocating(io).await?;
-        let at = self.meet(io, |meta| meta.alloc.pack(len, &mut meta.refs)).await?;
+        let at = self
+            .meet(io, |meta| meta.alloc.pack(len, &mut meta.refs))
+            .await?;
         Ok((at, self.prepared(at, len)))
     }
 
@@ -372,7 +375,9 @@ impl Qcow2 {
             }
             meta.refs.block_at(index).ok_or(Errno::IO)?
         };
-        let bytes = self.read_metadata(io, at, self.geometry.cluster_bytes()).await?;
+        let bytes = self
+            .read_metadata(io, at, self.geometry.cluster_bytes())
+            .await?;
         self.meta().refs.loaded(index, bytes.into_boxed_slice());
         Ok(())
     }

@@ -4,10 +4,10 @@
 
 use super::Qcow2;
 use super::edge::{mask, subclusters};
+use super::extent::extent;
 use super::format::entry::{L2Entry, Part, Subclusters, Words, ZeroFlag};
 use super::meta::Why;
 use super::writer::Unref;
-use super::extent::extent;
 use crate::graph::Role;
 use crate::io::Io;
 use crate::node::Outcome;
@@ -138,7 +138,10 @@ impl Qcow2 {
         let (run, user) = {
             let slot = self.slice(io, at.slice).await?;
             let user = self.users.enter();
-            (extent(&self.geometry, span, |index| slot.entry(index)), user)
+            (
+                extent(&self.geometry, span, |index| slot.entry(index)),
+                user,
+            )
         };
         match run {
             Err(malformed) => Err(self.malformed(io, malformed).await),
@@ -146,7 +149,8 @@ impl Qcow2 {
             Ok((Part::Data { host, copied: true }, len)) => {
                 let span = Span::new(host, len).ok_or(Errno::IO)?;
                 let kind = Kind::WriteZeroes(unmap, Durability::Cached);
-                io.request(self.data(io)?, Request::plain(kind, span)).await?;
+                io.request(self.data(io)?, Request::plain(kind, span))
+                    .await?;
                 Ok(len)
             }
             Ok((Part::Below { .. }, len)) if self.below_is_zero(io, span.first(len)).await? => {
@@ -203,7 +207,8 @@ impl Qcow2 {
         meta.dirty.insert(at.slice);
         for index in at.index..=last {
             // One that is malformed stays as it is; whoever meets it first tells.
-            self.replace(&mut meta, &slot, index, why, &change).map_err(|_| Errno::IO)?;
+            self.replace(&mut meta, &slot, index, why, &change)
+                .map_err(|_| Errno::IO)?;
         }
         Ok(())
     }

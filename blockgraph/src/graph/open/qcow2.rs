@@ -1,8 +1,11 @@
 //! Opens qcow2 images: the file first, then what the image says it has besides.
 
-use super::super::{Body, Common, Edge, Role, Shape};
+use super::super::perm::{Perms, Wants};
+use super::super::{Access, Body, Common, Edge, Role, Shape};
 use super::{Child, Made, OpenError, Opening};
+use crate::driver::qcow2::check::{CheckError, repair_dirty};
 use crate::driver::qcow2::{Image, Options, Qcow2Error};
+use crate::node::NodeId;
 use std::sync::Arc;
 
 /// A qcow2 image.
@@ -43,11 +46,11 @@ impl Opening<'_> {
             options,
         } = spec;
         let (file, mut storage) = self.child(file, depth)?;
-        let load = move |io| async move { Image::load(&io, file, &options).await };
-        let image = self.run(file, load).map_err(|errno| Qcow2Error::Read {
-            what: "qcow2 header",
-            errno,
-        })??;
+        let mut image = self.load(file, &options)?;
+        if image.needs_repair() && common.access == Access::ReadWrite {
+            self.repair(file)?;
+            image = self.load(file, &options)?;
+        }
         let data = match (data_file, image.has_data_file()) {
             (Some(_), false) => return Err(Qcow2Error::DataFileStray.into()),
             (None, true) => return Err(Qcow2Error::DataFileRequired.into()),
@@ -82,12 +85,37 @@ impl Opening<'_> {
         })
     }
 
+    fn load(&mut self, file: NodeId, options: &Options) -> Result<Image, OpenError> {
+        let options = options.clone();
+        let load = move |io| async move { Image::load(&io, file, &options).await };
+        let loaded = self.run(file, load).map_err(|errno| Qcow2Error::Read {
+            what: "qcow2 header",
+            errno,
+        })?;
+        Ok(loaded?)
+    }
+
+    /// Its last writer did not close it. Nobody else may write it while its refcounts are set right.
+    fn repair(&mut self, file: NodeId) -> Result<(), OpenError> {
+        let wants = Wants {
+            needs: Perms::READ_WRITE.or(Perms::RESIZE),
+            shares: Perms::READ,
+        };
+        let users = self.graph.users.clone();
+        let ticket = users.lend(&self.graph, file, wants, "a repair")?;
+        let repaired = self.run(file, move |io| async move { repair_dirty(&io, file).await });
+        users.give_back(&self.graph, ticket);
+        let repaired = repaired.map_err(CheckError::File).and_then(|done| done);
+        repaired.map_err(Qcow2Error::Repair)?;
+        Ok(())
+    }
+
     fn backing(
         &mut self,
         backing: Backing,
         image: &Image,
         depth: usize,
-    ) -> Result<Option<crate::node::NodeId>, OpenError> {
+    ) -> Result<Option<NodeId>, OpenError> {
         match (backing, image.backing()) {
             (Backing::Node(child), _) => Ok(Some(self.child(child, depth)?.0)),
             (Backing::Nothing, _) | (Backing::Stored, None) => Ok(None),

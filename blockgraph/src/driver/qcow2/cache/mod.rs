@@ -9,9 +9,11 @@
 //! while the words are being changed and never repeats while a reader looks (a sequence lock; Boehm, "Can seqlocks get
 //! along with programming language memory models?", 2012).
 
+mod clean;
 mod load;
 mod sizes;
 
+pub use clean::{Cleaning, clean_every};
 pub use load::{Miss, OnDisk, View};
 pub use sizes::{CacheOptions, CacheSizes, SizeError};
 

@@ -7,9 +7,8 @@ mod options;
 
 pub use options::{CreateError, DataFile, Options};
 
-use super::format::entry::{DataIn, Words, ZeroFlag};
-use super::format::entry::{L1Entry, L2Entry, Layout as EntryLayout, Subclusters};
-use super::format::header::{Header, Version};
+use super::format::entry::{L1Entry, L2Entry, Layout as EntryLayout, Subclusters, Words};
+use super::format::header::Header;
 use super::image_file::{ImageFile, STEP_BYTES};
 use crate::graph::Access;
 use crate::io::Io;
@@ -164,7 +163,7 @@ impl NewImage {
         }
         let cluster = self.header.cluster_bytes();
         let clusters = self.header.size_bytes.div_ceil(cluster);
-        let layout = entry_layout(&self.header);
+        let layout = self.header.entry_layout();
         let host = |guest: u64| match self.data {
             Some(_) => guest * cluster,
             None => self.layout.data.at + guest * cluster,
@@ -192,25 +191,6 @@ impl NewImage {
             true => Ok(()),
             false => self.file.write(at, &step).await,
         }
-    }
-}
-
-/// What L2 entries of an image look like.
-fn entry_layout(header: &Header) -> EntryLayout {
-    EntryLayout {
-        cluster_bits: header.cluster_bits,
-        words: match header.incompatible.extended_l2 {
-            true => Words::Two,
-            false => Words::One,
-        },
-        data: match header.incompatible.data_file {
-            true => DataIn::DataFile,
-            false => DataIn::Image,
-        },
-        zero_flag: match header.version {
-            Version::V3 => ZeroFlag::Known,
-            Version::V2 => ZeroFlag::Unknown,
-        },
     }
 }
 

@@ -3,6 +3,7 @@
 //! The rule: a `Header` that was parsed obeys every limit in this file, so nobody above checks its fields again.
 
 use super::bytes::{slice_at, u8_at, u32_at, u64_at};
+use super::entry::{DataIn, Layout, Words, ZeroFlag};
 use super::extensions::{self, BitmapsAt, Extensions, Unknown};
 use super::features::{self, Autoclear, Compatible, Incompatible};
 use crate::driver::{SECTOR_BYTES, SIZE_BYTES_MAX};
@@ -151,7 +152,7 @@ pub enum Bitmaps {
 }
 
 /// A table in the file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TableAt {
     /// Its offset in bytes, a multiple of the cluster size.
     pub at: u64,
@@ -283,6 +284,25 @@ impl Header {
     /// L1 entries a disk of `size_bytes` needs.
     pub fn l1_entries_for(&self, size_bytes: u64) -> u64 {
         size_bytes.div_ceil(self.l1_entry_covers())
+    }
+
+    /// What its L2 entries look like.
+    pub fn entry_layout(&self) -> Layout {
+        Layout {
+            cluster_bits: self.cluster_bits,
+            words: match self.incompatible.extended_l2 {
+                true => Words::Two,
+                false => Words::One,
+            },
+            data: match self.incompatible.data_file {
+                true => DataIn::DataFile,
+                false => DataIn::Image,
+            },
+            zero_flag: match self.version {
+                Version::V3 => ZeroFlag::Known,
+                Version::V2 => ZeroFlag::Unknown,
+            },
+        }
     }
 
     fn check_tables(&self, how: Strictness) -> Result<(), HeaderError> {

@@ -1,0 +1,161 @@
+//! Checks an image and repairs it, in the way of `qemu-img check`: what refers to a host cluster is counted, and compared
+//! with what its refcount says.
+//!
+//! The rule: nobody else writes the image meanwhile, and memory is bounded whatever the image says.
+
+mod compare;
+mod copied;
+mod counts;
+mod image;
+mod rebuild;
+mod report;
+mod walk;
+
+pub use report::{Finding, Report};
+
+use super::format::bitmap_dir::BitmapError;
+use super::format::features::Incompatible;
+use super::format::header::HeaderError;
+use super::format::snapshot_table::SnapshotError;
+use super::image_file::ImageFile;
+use crate::graph::errno_text;
+use crate::io::Io;
+use crate::node::NodeId;
+use compare::{Fix, compare};
+use copied::{Flags, check_flags};
+use counts::{Counts, WINDOW_CLUSTERS};
+use image::Image;
+use ring::Errno;
+use walk::{Refcounts, Walk};
+
+/// What is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// Nothing: the image is only looked at.
+    Nothing,
+    /// Space that nothing uses is freed.
+    Leaks,
+    /// All that can be set right.
+    Everything,
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CheckError {
+    /// The header.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// The snapshot table.
+    #[error(transparent)]
+    Snapshots(#[from] SnapshotError),
+    /// The bitmap directory.
+    #[error(transparent)]
+    Bitmaps(#[from] BitmapError),
+    /// The file.
+    #[error("{}", errno_text(&(*.0).into()))]
+    File(#[from] Errno),
+    /// New refcounts would not fit the largest table.
+    #[error("the image has more clusters than its refcounts can count")]
+    TooManyRefcounts,
+    /// A cluster that is referred to too often.
+    #[error("cluster {cluster} has {refcount} references, more than the refcount width allows")]
+    RefcountTooLarge {
+        /// Which host cluster.
+        cluster: u64,
+        /// How often.
+        refcount: u64,
+    },
+    /// Left dirty, and not to be repaired.
+    #[error("Could not repair dirty image")]
+    NotRepaired,
+}
+
+/// Checks the image in `file`, and repairs it as `repair` says. Errors: see [`CheckError`].
+pub async fn check(io: &Io, file: NodeId, repair: Repair) -> Result<Report, CheckError> {
+    let file = ImageFile::new(io, file);
+    let image = Image::read(file.clone()).await?;
+    let before = look(&image, Fix::Nothing).await?;
+    if repair == Repair::Nothing {
+        return Ok(before);
+    }
+    set_right(&image, &before, repair).await?;
+    file.flush().await?;
+    let image = Image::read(file).await?;
+    let mut after = look(&image, Fix::Nothing).await?;
+    after.corruptions_fixed = before.corruptions.saturating_sub(after.corruptions);
+    after.leaks_fixed = before.leaks.saturating_sub(after.leaks);
+    if repair == Repair::Everything && after.is_writable() {
+        mark_clean(&image).await?;
+    }
+    Ok(after)
+}
+
+/// Makes an image that was left dirty fit to be written: its refcounts are set right and its dirty bit cleared. Errors:
+/// `NotRepaired` if that cannot be done.
+pub async fn repair_dirty(io: &Io, file: NodeId) -> Result<Report, CheckError> {
+    let report = check(io, file, Repair::Everything).await?;
+    match report.is_writable() {
+        true => Ok(report),
+        false => Err(CheckError::NotRepaired),
+    }
+}
+
+async fn look(image: &Image, fix: Fix) -> Result<Report, CheckError> {
+    let mut report = Report {
+        total_clusters: image
+            .header
+            .size_bytes
+            .div_ceil(image.header.cluster_bytes()),
+        ..Report::default()
+    };
+    let table = image.refcount_table().await?;
+    for from in (0..image.clusters()).step_by(WINDOW_CLUSTERS as usize) {
+        let counts = Counts::window(from, image.clusters()).ok_or(Errno::NOMEM)?;
+        let walk = Walk::new(image, counts, &mut report);
+        let counts = walk.run(Refcounts::Counted).await?;
+        compare(image, &counts, &table, fix, &mut report).await?;
+    }
+    if fix == Fix::Nothing {
+        check_flags(image, Flags::Told, &mut report).await?;
+    }
+    report.image_end_offset = report.image_end_clusters * image.header.cluster_bytes();
+    Ok(report)
+}
+
+/// Where a reference could not be read, nothing is freed: it may be what the reference means to keep.
+async fn set_right(image: &Image, found: &Report, repair: Repair) -> Result<(), CheckError> {
+    match (repair, found.unreadable) {
+        _ if found.is_clean() => return Ok(()),
+        (Repair::Nothing, _) => return Ok(()),
+        (Repair::Leaks, 0) => {
+            look(image, Fix::Leaks).await?;
+            return Ok(());
+        }
+        (Repair::Leaks, _) => return Ok(()),
+        (Repair::Everything, 0) if found.needs_rebuild => rebuild::rebuild(image).await?,
+        (Repair::Everything, 0) => {
+            look(image, Fix::Both).await?;
+        }
+        (Repair::Everything, _) => {
+            look(image, Fix::Errors).await?;
+        }
+    }
+    image.file.flush().await?;
+    let image = Image::read(image.file.clone()).await?;
+    check_flags(&image, Flags::Fixed, &mut Report::default()).await?;
+    Ok(())
+}
+
+async fn mark_clean(image: &Image) -> Result<(), Errno> {
+    let had = image.header.incompatible;
+    let clean = Incompatible {
+        dirty: false,
+        corrupt: false,
+        ..had
+    };
+    if clean == had {
+        return Ok(());
+    }
+    image.file.write(72, &clean.bits().to_be_bytes()).await?;
+    image.file.flush().await
+}
