@@ -5,6 +5,7 @@ use super::{Bench, Chance, common, file_options, inline, span};
 use blockgraph::driver::file::{Cache, FileOptions, Locking};
 use blockgraph::driver::qcow2::Options;
 use blockgraph::graph::Body;
+use blockgraph::graph::gate::Named;
 use blockgraph::graph::open::{Backing, Child, DriverSpec, FileSpec, NodeSpec, Qcow2Spec};
 use blockgraph::node::{NodeId, Outcome};
 use blockgraph::{Kind, Started, Unmap};
@@ -39,6 +40,7 @@ pub fn below(path: &Path, format: &str) -> Backing {
             data_file: None,
             backing: Backing::Nothing,
             options: Options::default(),
+            named: Named::default(),
         })),
     };
     Backing::Node(inline(NodeSpec {
@@ -63,6 +65,7 @@ pub fn image(
             data_file: data_file.map(file_child),
             backing,
             options,
+            named: Named::default(),
         })),
     }
 }
