@@ -51,7 +51,7 @@ fn text(error: impl std::fmt::Display) -> String {
 
 /// A filter above some layer, or above what is above it.
 fn insert(run: &mut Run<'_>) -> Verdict {
-    let name = format!("edit{}", number(run));
+    let number = number(run);
     let layers = run.world.stack.layers.len() as u64;
     let layer = run.rng.below(layers) as usize;
     let place = run
@@ -75,10 +75,8 @@ fn insert(run: &mut Run<'_>) -> Verdict {
         0 => of.name.clone(),
         n => of.filters[n - 1].name.clone(),
     };
-    let placed = Placed {
-        name: name.clone(),
-        filter,
-    };
+    let placed = Placed::edited(number.to_string(), filter);
+    let name = placed.name.clone();
     of.filters.insert(place, placed);
     let below = run.world.node(&below);
     let mut edit = Edit::begin(&run.world.current);

@@ -59,7 +59,13 @@ impl<'a> Oracle<'a> {
 
     /// Errors: what `qemu-img check` calls corrupt in any of the images. Leaks are none.
     pub fn check(&self) -> Result<(), String> {
+        let top = self.stack.top();
         self.stack.qcow2().try_for_each(|layer| {
+            // One that was left dirty below the top is never opened for writing, and so never set right.
+            let lazy = matches!(layer.format, Format::Qcow2(layout) if layout.lazy_refcounts);
+            if lazy && layer.name != top.name {
+                return Ok(());
+            }
             let node = self.layer(layer, Value::Null);
             let name = format!("json:{node}");
             let mut check = Command::new("qemu-img");

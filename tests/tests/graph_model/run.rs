@@ -1,6 +1,6 @@
 //! Runs a stream of requests on a stack, holding every answer, and what every crash would leave, against the model.
 
-use super::crash;
+use super::crash::{self, Patience};
 use super::edits;
 use super::plan::Plan;
 use super::start::{SECTORS, Start};
@@ -13,8 +13,6 @@ use ring::{Errno, Mem, Seg, Wait};
 use std::collections::BTreeMap;
 use tests::cells::{Cells, End, SECTOR, bytes_of};
 
-/// A turn of every lane takes some of these; a request that is not over after so many never will be.
-const TURNS_MAX: usize = 200_000;
 /// Crash images that are looked at, at each moment that is.
 const CRASHES: u64 = 2;
 /// QEMU is asked about one in so many.
@@ -38,8 +36,8 @@ pub struct Run<'a> {
     pub leaving: Vec<Leaving>,
     flying: BTreeMap<u64, Flying>,
     pub rng: Rng,
-    /// Turns since a request ended.
-    idle_turns: usize,
+    /// Renewed when a request ends.
+    patience: Patience,
     pub counts: Counts,
     /// Does it say what it does?
     pub tells: bool,
@@ -101,7 +99,7 @@ impl<'a> Run<'a> {
             leaving: Vec::new(),
             flying: BTreeMap::new(),
             rng: Rng::new(plan.seed ^ 0xba7c),
-            idle_turns: 0,
+            patience: Patience::default(),
             counts: Counts::default(),
             tells: std::env::var_os("GRAPH_MODEL_SEED").is_some(),
         })
@@ -254,11 +252,10 @@ impl<'a> Run<'a> {
                 ended.map_err(|e| format!("request {token}: {e}"))?;
             }
         }
-        self.idle_turns += 1;
-        if self.rng.below(16) == 0 || self.idle_turns > 200 {
+        if self.rng.below(16) == 0 || self.patience.turns() > 200 {
             self.world.disk.release_all();
         }
-        if self.idle_turns > TURNS_MAX {
+        if self.patience.is_over() {
             let steps: Vec<_> = self.flying.values().map(|flying| flying.step).collect();
             return Err(format!("these never end: {steps:?}"));
         }
@@ -266,7 +263,7 @@ impl<'a> Run<'a> {
     }
 
     fn ended(&mut self, token: u64, outcome: Outcome) -> Verdict {
-        self.idle_turns = 0;
+        self.patience = Patience::default();
         let flying = self.flying.remove(&token).ok_or("ended twice")?;
         let step = flying.step;
         if self.tells {

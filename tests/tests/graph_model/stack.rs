@@ -107,6 +107,21 @@ pub struct Placed {
     pub filter: Filter,
 }
 
+impl Placed {
+    /// One that was put there while the graph was in use.
+    pub fn edited(name: String, filter: Filter) -> Placed {
+        Placed {
+            name: format!("edit-{name}"),
+            filter,
+        }
+    }
+
+    /// Was it? (After a crash it is opened like any other.)
+    pub fn is_edit(&self) -> bool {
+        self.name.starts_with("edit-")
+    }
+}
+
 /// One layer: its files, filters between them and the format, the format, filters above it.
 #[derive(Clone, Debug)]
 pub struct Layer {

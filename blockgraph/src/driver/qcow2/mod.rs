@@ -213,6 +213,11 @@ impl Driver for Qcow2 {
         })
     }
 
+    fn compresses(&self) -> bool {
+        // "Compressed clusters are not possible with an external data file" (qcow2.txt).
+        self.geometry.layout().data == DataIn::Image
+    }
+
     fn info(&self) -> Info {
         Info {
             size_bytes: self.size_bytes.load(Ordering::Acquire),
