@@ -150,7 +150,11 @@ impl Handshake<'_> {
     /// The name is told to who asks; the rest to everybody, as QEMU does.
     fn tell(&mut self, option: OptionKind, export: &Arc<Export>, name: bool) -> Result<(), Gone> {
         let options = &export.options;
-        let contexts = self.contexts_of(export).len();
+        // QEMU tells who only asks what would be possible.
+        let contexts = match option {
+            OptionKind::Info => export.contexts().len(),
+            _ => self.contexts_of(export).len(),
+        };
         let sizes = BlockSizes {
             minimum_bytes: options.block_bytes,
             preferred_bytes: PREFERRED_BYTES.max(options.block_bytes),
