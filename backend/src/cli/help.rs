@@ -84,6 +84,8 @@ argument may also be a JSON object:
                          [,cache-size=<n>][,l2-cache-size=<n>]
                          [,l2-cache-entry-size=<n>][,refcount-cache-size=<n>]
                          [,cache-clean-interval=<seconds>]
+                         [,x-snapshot=<id or name>]
+                         [,x-image-names=paths|any][,x-probe-backing=on|off]
     copy-on-read         file=<node>|file.driver=...[,bottom=<node>]
     throttle             throttle-group=<id>,file=<node>|file.driver=...
     compress             file=<node>|file.driver=...

@@ -32,7 +32,7 @@ pub use json::parse as parse_json;
 pub use options::*;
 pub use schema_export::export;
 pub use schema_nbd::nbd_server;
-pub use schema_node::blockdev;
+pub use schema_node::{blockdev, child_blockdev};
 pub use schema_object::{POLL_MAX_NS_DEFAULT, object};
 pub use visit::{Object, Spelling};
 

@@ -6,6 +6,7 @@
 mod blkdebug;
 mod file;
 mod filters;
+mod nbd;
 mod plain;
 mod qcow2;
 
@@ -30,6 +31,7 @@ enum Driver {
     Compress,
     Preallocate,
     Blkdebug,
+    Nbd,
     Unsupported(&'static str),
 }
 
@@ -46,6 +48,7 @@ const DRIVERS: &[(&str, Driver)] = &[
     ("preallocate", Driver::Preallocate),
     ("copy-on-read", Driver::CopyOnRead),
     ("compress", Driver::Compress),
+    ("nbd", Driver::Nbd),
     ("blkdebug", Driver::Blkdebug),
     ("blklogwrites", Driver::Unsupported("blklogwrites")),
     ("blkreplay", Driver::Unsupported("blkreplay")),
@@ -65,7 +68,6 @@ const DRIVERS: &[(&str, Driver)] = &[
     ("https", Driver::Unsupported("https")),
     ("iscsi", Driver::Unsupported("iscsi")),
     ("luks", Driver::Unsupported("luks")),
-    ("nbd", Driver::Unsupported("nbd")),
     ("nfs", Driver::Unsupported("nfs")),
     ("nvme", Driver::Unsupported("nvme")),
     ("parallels", Driver::Unsupported("parallels")),
@@ -103,6 +105,17 @@ pub fn blockdev(root: Object) -> Result<BlockdevOptions, Refusal> {
             "'node-name' must be specified for the root node",
         ));
     }
+    later.into_result()?;
+    Ok(node)
+}
+
+/// Reads a node that is somebody's child, with what it inherits.
+///
+/// # Errors
+/// What cannot be taken, in QEMU's words.
+pub fn child_blockdev(child: Object, inherited: &NodeCommon) -> Result<BlockdevOptions, Refusal> {
+    let mut later = Later::default();
+    let node = node(child, inherited, &mut later)?;
     later.into_result()?;
     Ok(node)
 }
@@ -247,6 +260,7 @@ fn driver_options(
         Driver::Compress => DriverOptions::Compress(filters::compress(o, common, checks)?),
         Driver::Preallocate => DriverOptions::Preallocate(filters::preallocate(o, common, checks)?),
         Driver::Blkdebug => DriverOptions::Blkdebug(Box::new(blkdebug::read(o, common, own)?)),
+        Driver::Nbd => DriverOptions::Nbd(Box::new(nbd::read(o, own)?)),
         Driver::Unsupported(name) => {
             return Err(Refusal::unsupported(format_args!("driver '{name}'")));
         }

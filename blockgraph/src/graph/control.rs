@@ -3,13 +3,13 @@
 //! The rule: nothing runs on it but what [`Control::run`] was just given, so a node that is slow to open holds up the
 //! control thread and no guest.
 
-use super::{Current, Graph};
+use super::{Current, Graph, Resources};
 use crate::io::Io;
 use crate::lane::{Event, Lane};
 use crate::mode::Mode;
 use crate::node::NodeId;
 use crate::pin::Epochs;
-use ring::{Bell, Choice, Op, Ring, Wait};
+use ring::{Bell, Choice, File, Op, Ring, Wait};
 use std::cell::RefCell;
 use std::future::Future;
 use std::io;
@@ -26,6 +26,8 @@ const WORK: u64 = 1;
 pub struct Control {
     lane: Lane,
     bell: Bell,
+    /// What nodes may be opened with, by name.
+    pub resources: Resources,
 }
 
 impl Control {
@@ -47,7 +49,12 @@ impl Control {
         let fd = bell.as_raw_fd();
         let ring = lane.ring().clone();
         ring.borrow_mut().start(Op::Poll { fd }, &[], 0, 0, BELL);
-        Ok(Control { lane, bell })
+        let resources = Resources::default();
+        Ok(Control {
+            lane,
+            bell,
+            resources,
+        })
     }
 
     /// Runs `work` on `graph`, seen from `here`, and waits for its end. Errors: the ring's own, and final.
@@ -83,8 +90,25 @@ impl Control {
             self.turn(deadline)?;
         }
         self.hear();
+        // What it looked up is pinned no longer, or everybody who awaits a grace period waits for the next time that this runs.
+        self.lane.end_batch();
         // The loop ended because it is there.
         result.take().ok_or_else(|| io::ErrorKind::Other.into())
+    }
+
+    /// Lets go of the files of a generation that was thrown away: their names will be given to others.
+    pub(super) fn forget<'a>(&mut self, files: impl Iterator<Item = &'a Arc<File>>) {
+        let mut ring = self.lane.ring().borrow_mut();
+        for file in files {
+            ring.forget(file.id());
+        }
+    }
+
+    /// Leaves older generations: nothing of its own is under way between two calls.
+    pub(super) fn adopt(&mut self) {
+        self.lane.begin_batch();
+        self.lane.end_batch();
+        self.hear();
     }
 
     fn turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {

@@ -8,6 +8,7 @@
 )]
 
 pub mod corrupt;
+pub mod cow;
 pub mod fake_nbd;
 pub mod model;
 pub mod nbd;

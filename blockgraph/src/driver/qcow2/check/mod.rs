@@ -11,6 +11,7 @@ mod rebuild;
 mod report;
 mod walk;
 
+pub(crate) use image::read_snapshots;
 pub use report::{Finding, Report};
 
 use super::format::bitmap_dir::BitmapError;
