@@ -1,6 +1,8 @@
 //! Real NBD clients against our server: libnbd's and QEMU's, over unix sockets, TCP and an inherited descriptor, in the
 //! clear and over TLS.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;

@@ -41,7 +41,9 @@ impl Server {
              --blockdev raw,node-name=n,file=f,discard=unmap \
              --nbd-server addr.type=unix,addr.path={path}/socket{} \
              --export nbd,id=e,node-name=n,name=e,description=text,writable=on,allocation-depth=on \
-             --export nbd,id=ro,node-name=n,name=ro",
+             --export nbd,id=ro,node-name=n,name=ro \
+             --blockdev file,node-name=d,filename={path}/disk,cache.direct=on,read-only=on \
+             --export nbd,id=d,node-name=d,name=direct",
             more.concat()
         );
         let child = Command::new(program)

@@ -215,6 +215,16 @@ pub(crate) const OPTION_ROWS: &[Haggle] = &[
         option(Kind::Info, &choose("", &[])),
         UNKNOWN
     ),
+    row!(
+        "info about blocks",
+        option(Kind::Info, &choose("direct", &[3])),
+        Ends::Granted
+    ),
+    row!(
+        "info without blocks",
+        option(Kind::Info, &choose("direct", &[])),
+        Ends::Refused(OptionReplyKind::BlockSizeRequired)
+    ),
     row!("go nowhere", go("nope"), UNKNOWN),
     row!(
         "a name of 79 bytes",
