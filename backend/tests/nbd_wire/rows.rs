@@ -27,13 +27,15 @@ pub(crate) enum Ends {
     Refused(OptionReplyKind),
     /// The option before the goodbye is granted.
     Granted,
-    /// The same, and QEMU would have gone astray.
+    /// The same, and QEMU's bytes are others: it leaves what follows the queries unread, or finds another block size.
     RefusedAlone(OptionReplyKind),
+    /// Granted, likewise.
+    GrantedAlone,
 }
 
-/// QEMU leaves bytes after the queries unread, and takes them for the next option.
+/// Are the bytes QEMU's?
 pub(crate) fn same_as_qemu(row: &Haggle) -> bool {
-    !matches!(row.ends, Ends::RefusedAlone(_))
+    !matches!(row.ends, Ends::RefusedAlone(_) | Ends::GrantedAlone)
 }
 
 const INVALID: Ends = Ends::Refused(OptionReplyKind::Invalid);
@@ -218,12 +220,12 @@ pub(crate) const OPTION_ROWS: &[Haggle] = &[
     row!(
         "info about blocks",
         option(Kind::Info, &choose("direct", &[3])),
-        Ends::Granted
+        Ends::GrantedAlone
     ),
     row!(
         "info without blocks",
         option(Kind::Info, &choose("direct", &[])),
-        Ends::Refused(OptionReplyKind::BlockSizeRequired)
+        Ends::RefusedAlone(OptionReplyKind::BlockSizeRequired)
     ),
     row!("go nowhere", go("nope"), UNKNOWN),
     row!(
@@ -429,7 +431,7 @@ pub(crate) fn check_options(row: &Haggle, got: &[u8]) {
     );
     let expected = match row.ends {
         Ends::Refused(kind) | Ends::RefusedAlone(kind) => kind,
-        Ends::Granted | Ends::Closed => OptionReplyKind::Ack,
+        Ends::Granted | Ends::GrantedAlone | Ends::Closed => OptionReplyKind::Ack,
     };
     assert_eq!(
         replies.pop().unwrap_or(OptionReplyKind::Ack),
