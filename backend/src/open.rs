@@ -2,6 +2,7 @@
 //!
 //! The rule: a pure mapping; every default is filled in already, and nothing is opened here.
 
+mod nbd;
 mod qcow2;
 
 use crate::cli::{
@@ -58,6 +59,7 @@ pub fn node_spec(options: BlockdevOptions) -> Result<NodeSpec, Refusal> {
             file: child(compress.file)?,
         }),
         DriverOptions::Preallocate(_) => return Err(unsupported("preallocate")),
+        DriverOptions::Nbd(nbd) => nbd::spec(*nbd, &common),
         DriverOptions::Blkdebug(_) => return Err(unsupported("blkdebug")),
     };
     Ok(NodeSpec {
@@ -124,15 +126,19 @@ fn node_common(common: &NodeCommon) -> blockgraph::Common {
     }
 }
 
+fn open_mode(common: &NodeCommon) -> OpenMode {
+    match (common.read_only, common.auto_read_only) {
+        (true, _) => OpenMode::ReadOnly,
+        (false, true) => OpenMode::Auto,
+        (false, false) => OpenMode::ReadWrite,
+    }
+}
+
 fn file_spec(file: cli::FileOptions, common: &NodeCommon, kind: FileKind) -> DriverSpec {
     let options = FileOptions {
         filename: file.filename,
         kind,
-        mode: match (common.read_only, common.auto_read_only) {
-            (true, _) => OpenMode::ReadOnly,
-            (false, true) => OpenMode::Auto,
-            (false, false) => OpenMode::ReadWrite,
-        },
+        mode: open_mode(common),
         cache: cache(common),
         flushes: flushes(common),
         locking: match file.locking {
