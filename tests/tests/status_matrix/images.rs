@@ -103,9 +103,12 @@ const SINGLE: &[(&str, &str, &str, &[&str])] = &[
     ("snapshot", "qcow2", "2M", EVERY_KIND),
 ];
 
+/// Of a chain: format, size and options, what is done to it.
+type Part = (&'static str, &'static str, &'static [&'static str]);
+
 /// Chains: name, then the layers from the base up.
 #[rustfmt::skip]
-const CHAINS: &[(&str, &[(&str, &str, &[&str])])] = &[
+const CHAINS: &[(&str, &[Part])] = &[
     ("chain-2", &[("qcow2", "2M", EVERY_KIND), ("qcow2", "2M", &["write -P 9 64k 64k", "write -z 128k 64k", "write -P 8 1M 64k"])]),
     ("chain-2-raw", &[("raw", "2M", &["write -P 1 0 256k", "write -P 2 1M 64k"]), ("qcow2", "2M", &["write -z 64k 64k", "write -P 8 512k 64k"])]),
     ("short-base", &[("qcow2", "640k", EVERY_KIND_SMALL), ("qcow2", "2M", &["write -P 9 64k 64k", "write -P 8 1M 64k"])]),
