@@ -9,8 +9,7 @@ use images::{Image, NULL, run, text};
 use serde_json::Value;
 
 /// What `qemu-img map` says of a range, but for two things that QEMU adds: offsets of what is no data (holes in files), and
-/// zeroes in what is (it looks for holes below clusters of an image that it takes, by a rule of thumb, for one whose
-/// metadata alone was preallocated; we say that these are data, which is the same to whoever reads them).
+/// that there is space behind zeroes, which it says of some zeroes with space and not of others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Range {
     pub(crate) start: u64,
@@ -27,10 +26,8 @@ pub(crate) struct Range {
 pub(crate) fn merged(ranges: Vec<Range>) -> Vec<Range> {
     let mut merged: Vec<Range> = Vec::new();
     for mut range in ranges {
-        match range.data {
-            true => range.zero = false,
-            false => range.offset = None,
-        }
+        range.data &= !range.zero;
+        range.offset = range.offset.filter(|_| range.data);
         let goes_on = merged.last().is_some_and(|last| {
             let expected = Range {
                 start: last.start + last.len,
