@@ -3,6 +3,7 @@
 //! The rule: [`Image::load`] needs the file alone, and says which other children the image has; [`Image::driver`] makes the
 //! node's body once they are open.
 
+use super::Qcow2;
 use super::cache::{Cache, CacheOptions, CacheSizes, SizeError, clean_every};
 use super::check::CheckError;
 use super::format::entry::{DataIn, Layout, Words, ZeroFlag};
@@ -10,9 +11,10 @@ use super::format::header::{
     Backing, Header, HeaderError, PREFIX_BYTES, Strictness, TableAt, Version,
 };
 use super::geometry::Geometry;
+use super::meta::Meta;
 use super::read::read_or_zeroes;
 use super::unpack::Unpacked;
-use super::{Meta, Qcow2};
+use super::writer::{WriteOptions, Writer};
 use crate::graph::{Access, errno_text};
 use crate::hold::Holds;
 use crate::io::Io;
@@ -28,6 +30,8 @@ use thiserror::Error;
 pub struct Options {
     /// How large the caches are.
     pub cache: CacheOptions,
+    /// How it is written.
+    pub write: WriteOptions,
 }
 
 /// Why an image cannot be opened. The words are QEMU's where it has any.
@@ -74,6 +78,7 @@ pub struct Image {
     l1: Vec<u64>,
     geometry: Geometry,
     sizes: CacheSizes,
+    write: WriteOptions,
 }
 
 impl Image {
@@ -87,6 +92,7 @@ impl Image {
             l1,
             geometry,
             sizes,
+            write: options.write,
         })
     }
 
@@ -118,6 +124,7 @@ impl Image {
             l1,
             geometry,
             sizes,
+            write,
         } = self;
         if access == Access::ReadWrite && header.incompatible.corrupt {
             return Err(Qcow2Error::Corrupt);
@@ -139,10 +146,12 @@ impl Image {
             l2,
             _cleaning: cleaning,
             unpacked: Unpacked::new(header.compression, geometry.cluster_bytes()),
-            state: Mutex::new(Meta { header, l1 }),
+            writer: Writer::new(&header, write, &sizes),
+            state: Mutex::new(Meta::new(header, l1)),
             holds: Holds::default(),
             users: super::users::Users::default(),
             may_map_writes: AtomicBool::new(false),
+            traffic: super::traffic::Traffic::default(),
         })
     }
 }
