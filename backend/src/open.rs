@@ -2,12 +2,18 @@
 //!
 //! The rule: a pure mapping; every default is filled in already, and nothing is opened here.
 
-use crate::cli::{self, BlockdevOptions, ChildRef, DriverOptions, NodeCommon, Refusal};
+mod qcow2;
+
+use crate::cli::{
+    self, BlockdevOptions, ChildRef, DriverOptions, NodeCommon, Refusal, ThrottleLimits,
+    ThrottleRate,
+};
 use blockgraph::driver::file::{Cache, FileKind, FileOptions, Flushes, Locking, OpenMode};
 use blockgraph::driver::null::Reads;
 use blockgraph::driver::raw::Window;
+use blockgraph::filter::throttle;
 use blockgraph::graph::open::{
-    Child, DriverSpec, FileSpec, NodeSpec, NullKind, NullSpec, OpenError,
+    Child, DriverSpec, FileSpec, FilterSpec, NodeSpec, NullKind, NullSpec, OpenError,
 };
 use blockgraph::graph::perm::PermError;
 use blockgraph::graph::{Access, DetectZeroes, DiscardPolicy, Sharing};
@@ -39,10 +45,18 @@ pub fn node_spec(options: BlockdevOptions) -> Result<NodeSpec, Refusal> {
             file: child(delay.file)?,
             latency_ns: delay.latency_ns,
         },
-        DriverOptions::Qcow2(_) => return Err(unsupported("qcow2")),
-        DriverOptions::CopyOnRead(_) => return Err(unsupported("copy-on-read")),
-        DriverOptions::Throttle(_) => return Err(unsupported("throttle")),
-        DriverOptions::Compress(_) => return Err(unsupported("compress")),
+        DriverOptions::Qcow2(image) => qcow2::spec(*image, &common)?,
+        DriverOptions::CopyOnRead(cor) => filter(FilterSpec::CopyOnRead {
+            file: child(cor.file)?,
+            bottom: cor.bottom,
+        }),
+        DriverOptions::Throttle(throttle) => filter(FilterSpec::Throttle {
+            file: child(throttle.file)?,
+            group: throttle.group,
+        }),
+        DriverOptions::Compress(compress) => filter(FilterSpec::Compress {
+            file: child(compress.file)?,
+        }),
         DriverOptions::Preallocate(_) => return Err(unsupported("preallocate")),
         DriverOptions::Blkdebug(_) => return Err(unsupported("blkdebug")),
     };
@@ -51,6 +65,28 @@ pub fn node_spec(options: BlockdevOptions) -> Result<NodeSpec, Refusal> {
         common: node_common(&common),
         driver,
     })
+}
+
+fn filter(spec: FilterSpec) -> DriverSpec {
+    DriverSpec::Filter(Box::new(spec))
+}
+
+/// The limits of a throttle group, as its engine has them.
+pub fn throttle_limits(limits: &ThrottleLimits) -> throttle::Limits {
+    let rate = |rate: ThrottleRate| throttle::Rate {
+        avg: rate.average,
+        max: rate.max,
+        max_length_s: rate.max_length_s,
+    };
+    throttle::Limits {
+        bps_total: rate(limits.bps_total),
+        bps_read: rate(limits.bps_read),
+        bps_write: rate(limits.bps_write),
+        iops_total: rate(limits.iops_total),
+        iops_read: rate(limits.iops_read),
+        iops_write: rate(limits.iops_write),
+        iops_size: limits.iops_size_bytes,
+    }
 }
 
 fn unsupported(driver: &str) -> Refusal {
@@ -97,14 +133,8 @@ fn file_spec(file: cli::FileOptions, common: &NodeCommon, kind: FileKind) -> Dri
             (false, true) => OpenMode::Auto,
             (false, false) => OpenMode::ReadWrite,
         },
-        cache: match common.cache_direct {
-            true => Cache::Direct,
-            false => Cache::Page,
-        },
-        flushes: match common.cache_no_flush {
-            true => Flushes::Nothing,
-            false => Flushes::Sync,
-        },
+        cache: cache(common),
+        flushes: flushes(common),
         locking: match file.locking {
             cli::Locking::Off => Locking::Off,
             cli::Locking::On => Locking::On,
@@ -118,6 +148,20 @@ fn file_spec(file: cli::FileOptions, common: &NodeCommon, kind: FileKind) -> Dri
         },
     };
     DriverSpec::File(FileSpec { options })
+}
+
+fn cache(common: &NodeCommon) -> Cache {
+    match common.cache_direct {
+        true => Cache::Direct,
+        false => Cache::Page,
+    }
+}
+
+fn flushes(common: &NodeCommon) -> Flushes {
+    match common.cache_no_flush {
+        true => Flushes::Nothing,
+        false => Flushes::Sync,
+    }
 }
 
 fn null_spec(null: &cli::NullOptions, kind: NullKind) -> DriverSpec {

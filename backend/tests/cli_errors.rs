@@ -417,15 +417,24 @@ fn fragments_of_127_bytes_are_the_longest_as_in_qemu_storage_daemon() {
 fn what_this_version_does_not_have_is_refused_and_never_ignored() {
     let node = "--blockdev null-co,node-name=n";
     let file = "--blockdev file,node-name=n,filename=/dev/null";
+    let nbd = "--nbd-server addr.type=unix,addr.path=/nonexistent/x";
     let export = "--export vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=/x";
     let lines = [
         "--chardev socket,id=c,path=/x".to_owned(),
         "--monitor chardev=c".to_owned(),
-        "--nbd-server addr.type=unix,addr.path=/x".to_owned(),
+        format!("{nbd},tls-authz=a"),
+        "--nbd-server addr.type=vsock,addr.cid=1,addr.port=1".to_owned(),
+        "--nbd-server addr.type=inet,addr.host=::1,addr.port=0,addr.mptcp=on".to_owned(),
         "-T foo".to_owned(),
         "--trace foo".to_owned(),
-        "--blockdev qcow2,node-name=n,file=f".to_owned(),
-        "--export nbd,id=e,node-name=n".to_owned(),
+        "--blockdev qcow2,node-name=n,file=f,encrypt.format=luks".to_owned(),
+        "--blockdev blkdebug,node-name=n,image.driver=null-co,config=x".to_owned(),
+        "--export nbd,id=e,node-name=n,bitmaps.0=b".to_owned(),
+        format!("{node} --export nbd,id=e,node-name=n,iothread=i"),
+        "--object tls-creds-x509,id=t,dir=/x,priority=NORMAL".to_owned(),
+        "--object tls-creds-x509,id=t,dir=/x,passwordid=p".to_owned(),
+        "--object tls-creds-psk,id=t,dir=/x".to_owned(),
+        "--object tls-creds-anon,id=t".to_owned(),
         "--object throttle-group,id=t".to_owned(),
         "--object iothread,id=t,poll-grow=2".to_owned(),
         "--object iothread,id=t,thread-pool-max=1".to_owned(),

@@ -1,11 +1,13 @@
 //! Command lines that are well formed and fail in execution, given to us and to the real qemu-storage-daemon: the same bytes on stderr but for the
 //! program's name, the same status.
 
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 const QSD: &str = "qemu-storage-daemon";
 
-/// `DIR` is a directory of its own with a file `disk` (1 MiB) and nothing else; arguments are separated by spaces.
+/// `DIR` is a directory of its own with a file `disk` (1 MiB) and the images that `IMAGES` makes; arguments are separated by
+/// spaces.
 const LINES: &[&str] = &[
     "--blockdev null-co,node-name=a --blockdev null-co,node-name=a",
     "--blockdev raw,node-name=a,file.driver=null-co,file.node-name=a",
@@ -35,16 +37,68 @@ const LINES: &[&str] = &[
     "--blockdev null-co,node-name=a --export vhost-user-blk,id=e,node-name=a,logical-block-size=1000,addr.type=unix,addr.path=DIR/s",
     "--blockdev null-co,node-name=a --export vhost-user-blk,id=e,node-name=a,allow-inactive=on,addr.type=unix,addr.path=DIR/s",
     "--blockdev null-co,node-name=a --export vhost-user-blk,id=e,node-name=a,addr.type=unix,addr.path=DIR/s --export vhost-user-blk,id=e,node-name=a,addr.type=unix,addr.path=DIR/t",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/v3,cache-size=1000,l2-cache-size=500,refcount-cache-size=500",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/v3,cache-size=-1",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/v3,l2-cache-size=-1",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/v3,cache-size=10,l2-cache-size=20",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/v3,cache-size=10,refcount-cache-size=20",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/v3,l2-cache-entry-size=100",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/v3,l2-cache-entry-size=256",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/v3,l2-cache-entry-size=513",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/v3,l2-cache-entry-size=131072",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/v3,l2-cache-entry-size=0",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/v3,l2-cache-entry-size=-1",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/v3,refcount-cache-size=9223372036854775807",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/v3,cache-clean-interval=-1",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/v3,cache-clean-interval=4294967296",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/v3,backing=zz",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/v3,backing.driver=file,backing.filename=DIR/none",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/v3,data-file.driver=null-co",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/v3,data-file=zz",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/data,data-file=zz",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/disk",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/lostdata",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/overlay-lost",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/overlay-wrong",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/overlay-lost,read-only=on",
+    "--blockdev qcow2,node-name=n,file.driver=file,file.filename=DIR/overlay-other",
+    "--blockdev qcow2,node-name=n,file=zz",
+    "--blockdev qcow2,node-name=n,file.driver=null-co",
+    "--blockdev qcow2,node-name=n,file.driver=null-co,file.size=0",
     "--blockdev null-co,node-name=a --pidfile DIR/none/p",
     "--blockdev null-co,node-name=a --pidfile DIR",
     "--blockdev null-co,node-name=a --daemonize --pidfile DIR/none/p",
     "--daemonize --blockdev nosuch",
 ];
 
+/// What `qemu-img create -q -u -f qcow2` is told to make there.
+const IMAGES: &[&str] = &[
+    "v3 1M",
+    "-o compat=0.10 v2 1M",
+    "-o data_file=DIR/data.raw data 1M",
+    "-o data_file=DIR/lost.raw lostdata 1M",
+    "-b v3 -F qcow2 overlay 1M",
+    "-b none -F qcow2 overlay-lost 1M",
+    "-b disk -F qcow2 overlay-wrong 1M",
+    "-b DIR/overlay-lost -F qcow2 overlay-other 1M",
+];
+
+fn make(dir: &Path) {
+    let disk = std::fs::File::create(dir.join("disk")).expect("disk");
+    disk.set_len(1 << 20).expect("disk");
+    for image in IMAGES {
+        let image = image.replace("DIR", dir.to_str().expect("UTF-8"));
+        let mut create = Command::new("qemu-img");
+        create.args(["create", "-q", "-u", "-f", "qcow2"]);
+        let made = create.args(image.split(' ')).current_dir(dir).status();
+        assert!(made.expect("qemu-img runs").success(), "{image}");
+    }
+    std::fs::remove_file(dir.join("lost.raw")).expect("removed");
+}
+
 fn run(program: &str, line: &str) -> Output {
     let dir = tempfile::tempdir().expect("temporary directory");
-    let disk = std::fs::File::create(dir.path().join("disk")).expect("disk");
-    disk.set_len(1 << 20).expect("disk");
+    make(dir.path());
     let dir_path = dir.path().to_str().expect("UTF-8");
     let line = line.replace("DIR", dir_path);
     let mut output = Command::new(program)

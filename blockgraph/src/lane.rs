@@ -4,6 +4,7 @@
 //! On the mapped path nothing here allocates, locks, logs or reads a clock.
 
 use crate::clock;
+use crate::graph::current::Listener;
 use crate::graph::{Current, Graph};
 use crate::io::{self, Io, Thread};
 use crate::map::{Passed, Place, Plan, Walk, walk};
@@ -72,6 +73,7 @@ pub struct Lane {
     thread: Rc<Thread>,
     tasks: ring::Tasks,
     current: Arc<Current>,
+    _listener: Listener,
     graph: Arc<Graph>,
     plan: Plan,
     pending: Vec<Pending>,
@@ -94,7 +96,8 @@ impl Lane {
         let graph = Arc::new(Graph::default());
         let mut lane = Lane {
             thread,
-            tasks: ring::Tasks::new(bell),
+            tasks: ring::Tasks::new(bell.clone()),
+            _listener: current.listen(bell),
             current,
             graph,
             plan: Plan::default(),
@@ -384,6 +387,9 @@ impl Lane {
         let mut ring = self.thread.ring.borrow_mut();
         for file in graph.files() {
             ring.adopt(file);
+        }
+        for file in graph.gone() {
+            ring.forget(*file);
         }
     }
 }

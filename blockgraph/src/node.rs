@@ -7,11 +7,14 @@ use crate::driver::file::LockError;
 use crate::graph::perm::Wants;
 use crate::graph::{Edge, Role};
 use crate::io::Io;
-use crate::request::{Dir, Prealloc, Request};
+use crate::request::{Dir, Prealloc, Request, Unmap};
 use crate::status::Status;
 use crate::units::Span;
 use ring::{Errno, FileId};
+use std::fs::Metadata;
 use std::future::Future;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
 /// A future on a queue thread: never leaves it.
@@ -77,6 +80,15 @@ pub struct Info {
     pub limits: Limits,
 }
 
+/// What a node shows instead of what the node it filters does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// Its size in bytes.
+    pub size_bytes: Option<u64>,
+    /// Its limits.
+    pub limits: Option<Limits>,
+}
+
 /// What transfers suit a node. All in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -100,6 +112,17 @@ impl Limits {
     };
 }
 
+/// What a write of zeroes comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zeroing {
+    /// A note that the range is zero, or that it is nowhere.
+    Fast,
+    /// As many bytes as there are zeroes.
+    Written,
+    /// Whatever it is to that child.
+    Below(Role),
+}
+
 /// How the transfers of a node's files wish to be carried out (QEMU's `aio=`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
@@ -111,6 +134,47 @@ pub enum Engine {
     Native,
     /// io_uring or nothing.
     Uring,
+}
+
+/// The file that a node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Its name, as it was opened.
+    pub path: PathBuf,
+    /// Which file that was, whatever its names are now.
+    pub identity: FileIdentity,
+}
+
+/// Says of two files whether they are one: links and copies of a device node do not matter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileIdentity {
+    /// A regular file.
+    File {
+        /// The file system's device number.
+        device: u64,
+        /// The inode.
+        inode: u64,
+    },
+    /// A block device, by its number.
+    Device(u64),
+}
+
+impl FileIdentity {
+    /// Of an open file, or of what a path led to.
+    pub fn of(about: &Metadata) -> FileIdentity {
+        match about.file_type().is_block_device() {
+            false => FileIdentity::File {
+                device: about.dev(),
+                inode: about.ino(),
+            },
+            true => FileIdentity::Device(about.rdev()),
+        }
+    }
+
+    /// Of what a path leads to now, if it leads anywhere.
+    pub fn of_path(path: &Path) -> Option<FileIdentity> {
+        path.metadata().ok().map(|about| FileIdentity::of(&about))
+    }
 }
 
 /// A node that knows where its bytes live. Copy `driver/null.rs` to begin a new one.
@@ -125,8 +189,24 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// What is known of the beginning of `span` (see `status.rs`).
     fn status<'a>(&'a self, io: &'a Io, span: Span) -> Local<'a, Result<Status, Errno>>;
 
-    /// Size and limits.
+    /// Size and limits. A driver that filters a child is not asked once it is in the graph: what the child says counts, and
+    /// [`Driver::shown`].
     fn info(&self) -> Info;
+
+    /// What a driver that filters a child shows instead of what that child does ([`crate::graph::Shape::Filter`]).
+    fn shown(&self) -> Shown {
+        Shown::default()
+    }
+
+    /// What it allocates at once, in bytes (a power of two): copies into it are best made of whole ones.
+    fn unit_bytes(&self) -> u64 {
+        1
+    }
+
+    /// Does it take [`crate::request::Kind::WriteCompressed`]?
+    fn compresses(&self) -> bool {
+        false
+    }
 
     /// What it needs and shares of a child when its own users ask for `above`; the same unless it says otherwise.
     fn wants(&self, _edge: &Edge, above: Wants) -> Wants {
@@ -138,9 +218,19 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
         Ok(())
     }
 
+    /// What a write of zeroes comes to, as far as is known: whoever has not tried yet answers fast.
+    fn zeroing(&self, _unmap: Unmap) -> Zeroing {
+        Zeroing::Fast
+    }
+
     /// How its files wish to be driven; of no meaning for a node without files.
     fn engine(&self) -> Engine {
         Engine::Any
+    }
+
+    /// The file it is, for a node that is one.
+    fn origin(&self) -> Option<&Origin> {
+        None
     }
 
     /// Changes the size. Errors: ENOTSUP where the node has no say in it.

@@ -2,10 +2,14 @@
 //! nobody waits for ever.
 #![allow(clippy::unwrap_used)]
 
-use blockgraph::Span;
+use blockgraph::driver::null::Reads;
+use blockgraph::graph::open::{DriverSpec, NodeSpec, NullKind, NullSpec, open};
+use blockgraph::graph::{Common, Control};
 use blockgraph::hold::Holds;
 use blockgraph::pin::{Epochs, Pin, Pins};
+use blockgraph::{Current, Span};
 use ring::sim::Rng;
+use ring::{Choice, Mem};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::pin;
@@ -247,4 +251,30 @@ fn no_mapped_write_is_lost_to_a_read_modify_write_under_a_hold() {
             assert_eq!(block / SERVED, served.load(Ordering::SeqCst), "seed {seed}");
         }
     }
+}
+
+/// Work that mapped something in its last step left its thread pinned, and the thread slept: who awaited a grace period
+/// (a freed cluster, an edit of the graph) waited until the control thread had something else to do.
+#[test]
+fn the_control_lane_pins_nothing_once_its_work_is_done() {
+    let (current, epochs) = (Arc::<Current>::default(), Arc::<Epochs>::default());
+    let mut control = Control::new(current.clone(), epochs.clone(), Choice::Threads).unwrap();
+    let null = NodeSpec {
+        name: None,
+        common: Common::default(),
+        driver: DriverSpec::Null(NullSpec {
+            kind: NullKind::Co,
+            size_bytes: 1 << 20,
+            reads: Reads::Zeroes,
+            latency_ns: 0,
+        }),
+    };
+    let (node, graph) = open(&current, null, &mut control).unwrap();
+    let read = control.run(&graph, node, move |io| async move {
+        io.sleep(1).await;
+        io.read(node, 0, &Mem::zeroed(512).unwrap()).await
+    });
+    assert_eq!(read.unwrap(), Ok(()));
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(pin!(epochs.grace()).poll(&mut cx).is_ready());
 }

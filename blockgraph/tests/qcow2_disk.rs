@@ -73,6 +73,7 @@ fn open(disk: &Disk, made: &Made, mode: Mode) -> (Bench, NodeId) {
             data_file: None,
             backing: Backing::Nothing,
             options: Options::default(),
+            named: blockgraph::graph::gate::Named::default(),
         })),
     });
     (bench, node)

@@ -307,6 +307,7 @@ fn qcow2(path: &Path, access: Access) -> NodeSpec {
             data_file: None,
             backing: Backing::Nothing,
             options: Options::default(),
+            named: blockgraph::graph::gate::Named::default(),
         })),
     }
 }

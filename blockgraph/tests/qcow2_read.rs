@@ -3,12 +3,16 @@
 
 mod support;
 
+use blockgraph::Mode;
 use blockgraph::driver::qcow2::Options;
 use blockgraph::driver::qcow2::cache::CacheOptions;
+use blockgraph::graph::Access;
+use blockgraph::graph::open::{Backing, open};
+use ring::Choice;
 use std::path::{Path, PathBuf};
 use support::qcow2::{
-    Layer, Mapped, check_reads, create, flat, open_chain, our_map, overlay, qemu_io, qemu_map,
-    scribble, squeeze, text,
+    Layer, Mapped, check_reads, create, flat, image, open_chain, our_map, overlay, qemu_io,
+    qemu_map, run, scribble, squeeze, text,
 };
 use support::{Bench, Chance, engines, modes};
 
@@ -22,7 +26,11 @@ fn caches() -> [Options; 2] {
         l2_entry: Some(512),
         ..CacheOptions::default()
     };
-    [Options::default(), Options { cache: smallest }]
+    let smallest = Options {
+        cache: smallest,
+        ..Options::default()
+    };
+    [Options::default(), smallest]
 }
 
 /// Every way of reading a chain comes to what QEMU says.
@@ -132,7 +140,7 @@ fn a_compressed_copy_of_real_text_reads_as_it_was() {
     ] {
         let path = dir.path().join(format!("disk{seed}.qcow2"));
         let (from, to) = (text(&source), text(&path));
-        support::qcow2::run(
+        run(
             "qemu-img",
             &["convert", "-c", "-O", "qcow2", "-o", options, from, to],
         );
@@ -171,7 +179,7 @@ fn what_a_short_backing_file_does_not_cover_reads_as_zeroes() {
         let below = dir.path().join("below");
         let short = (1 << 20) + 512 * 5;
         let mut chance = Chance(seed);
-        support::qcow2::run(
+        run(
             "qemu-img",
             &[
                 "create",
@@ -226,4 +234,68 @@ fn chains_of_five_read_as_qemu_reads_them() {
         let layers = chain(dir.path(), &mut Chance(seed));
         check(&layers, seed);
     }
+}
+
+#[test]
+fn internal_snapshots_show_the_disk_as_it_was() {
+    for (seed, options) in [(100, ""), (101, "compat=0.10"), (102, "extended_l2=on")] {
+        println!("{options} seed {seed}");
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("disk.qcow2");
+        create(&path, options, SIZE);
+        let mut chance = Chance(seed);
+        let mut truths = Vec::new();
+        for name in ["first", "second"] {
+            qemu_io(&path, "qcow2", &scribble(&mut chance, SIZE, 65536, 15));
+            truths.push(flat(&path, "qcow2"));
+            run("qemu-img", &["snapshot", "-c", name, text(&path)]);
+        }
+        qemu_io(&path, "qcow2", &scribble(&mut chance, SIZE, 65536, 15));
+        let layer = Layer::qcow2(path);
+        for mode in modes(seed) {
+            for (name, truth) in [
+                ("1", &truths[0]),
+                ("first", &truths[0]),
+                ("2", &truths[1]),
+                ("second", &truths[1]),
+            ] {
+                let engine = engines().pop().expect("at least the pool");
+                let mut bench = Bench::new(engine, mode);
+                let shown = Options {
+                    snapshot: Some(name.to_owned()),
+                    ..Options::default()
+                };
+                let chain = open_chain(&mut bench, std::slice::from_ref(&layer), &shown);
+                check_reads(&mut bench, chain[0], truth, &mut Chance(seed));
+            }
+        }
+        check(&[layer], seed);
+    }
+}
+
+#[test]
+fn a_snapshot_is_only_read_and_has_to_be_there() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("disk.qcow2");
+    create(&path, "", SIZE);
+    run("qemu-img", &["snapshot", "-c", "snap", text(&path)]);
+    let refused = |name: &str, access| {
+        let options = Options {
+            snapshot: Some(name.to_owned()),
+            ..Options::default()
+        };
+        let mut spec = image(&path, None, Backing::Nothing, options);
+        spec.common.access = access;
+        let mut bench = Bench::new(Choice::Threads, Mode::Fast);
+        match open(&bench.current, spec, &mut bench.control) {
+            Ok(_) => panic!("opened"),
+            Err(error) => error.to_string(),
+        }
+    };
+    let read_only = Access::ReadOnly;
+    assert_eq!(refused("2", read_only), "Can't find snapshot '2'");
+    assert_eq!(
+        refused("snap", Access::ReadWrite),
+        "An internal snapshot can only be opened read-only"
+    );
 }

@@ -13,6 +13,7 @@ pub mod seg;
 pub mod sim;
 mod slots;
 pub mod sock;
+pub mod stream;
 pub mod sys;
 mod tasks;
 mod transfer;

@@ -128,6 +128,14 @@ impl Ring {
         }
     }
 
+    /// Lets go of a file that no operation names any more, nor ever will; one it does not know is no matter.
+    pub fn forget(&mut self, file: crate::FileId) {
+        let known = self.files.get_mut(file.0 as usize).and_then(Option::take);
+        if let Some(at) = known.and_then(|known| known.target.fixed) {
+            self.engine.unfix(at);
+        }
+    }
+
     /// How many operations may be started now; a few slots are kept for polls and timers.
     pub fn room(&self) -> usize {
         self.slots.room().saturating_sub(RESERVE)

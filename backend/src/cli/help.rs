@@ -21,10 +21,15 @@ pub(super) fn capabilities() -> String {
 pub(super) fn objects(kind: Option<&str>) -> String {
     match kind {
         Some("iothread") => "iothread options:\n  poll-max-ns=<int>\n".to_owned(),
+        Some("tls-creds-x509") => TLS_CREDS_X509.to_owned(),
         Some("throttle-group") => throttle_group(),
-        _ => "List of user creatable objects:\n  iothread\n  throttle-group\n".to_owned(),
+        _ => "List of user creatable objects:\n  iothread\n  throttle-group\n  tls-creds-x509\n"
+            .to_owned(),
     }
 }
+
+const TLS_CREDS_X509: &str = "tls-creds-x509 options:\n  dir=<string>\n  endpoint=<client|server>\n  \
+    sanity-check=<bool>\n  verify-peer=<bool>\n";
 
 fn throttle_group() -> String {
     let rates = ["bps-read", "bps-total", "bps-write"];
@@ -79,6 +84,8 @@ argument may also be a JSON object:
                          [,cache-size=<n>][,l2-cache-size=<n>]
                          [,l2-cache-entry-size=<n>][,refcount-cache-size=<n>]
                          [,cache-clean-interval=<seconds>]
+                         [,x-snapshot=<id or name>]
+                         [,x-image-names=paths|any][,x-probe-backing=on|off]
     copy-on-read         file=<node>|file.driver=...[,bottom=<node>]
     throttle             throttle-group=<id>,file=<node>|file.driver=...
     compress             file=<node>|file.driver=...

@@ -22,15 +22,15 @@ pub(super) struct Keyval {
     pub(super) help: bool,
 }
 
-/// Reads `text`; `implied` is the key of a first parameter that has none.
+/// Reads `text`; `implied` is the key of a first parameter that has none, if it may have none.
 ///
 /// # Errors
 /// In QEMU's words: a wrong key, a missing `=`, keys used as leaf and as object, lists with gaps.
-pub(super) fn parse(text: &str, implied: &str) -> Result<Keyval, Refusal> {
+pub(super) fn parse(text: &str, implied: Option<&str>) -> Result<Keyval, Refusal> {
     let mut members = Map::new();
     let mut help = false;
     let mut rest = text;
-    let mut implied = Some(implied);
+    let mut implied = implied;
     while !rest.is_empty() {
         let (parameter, after) = split_parameter(rest, implied.take());
         match parameter {
@@ -270,7 +270,7 @@ mod tests {
     use serde_json::json;
 
     fn tree(text: &str) -> Result<Value, String> {
-        let keyval = parse(text, "implied").map_err(|refusal| refusal.to_string())?;
+        let keyval = parse(text, Some("implied")).map_err(|refusal| refusal.to_string())?;
         let members = listify(keyval.members).map_err(|refusal| refusal.to_string())?;
         Ok(Value::Object(members))
     }
@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn help_is_noticed_among_parameters_but_not_as_a_value() {
-        let help = |text| parse(text, "implied").unwrap().help;
+        let help = |text| parse(text, Some("implied")).unwrap().help;
         assert!(help("help"));
         assert!(help("?"));
         assert!(help("x,help"));

@@ -14,6 +14,7 @@ mod options;
 mod program;
 mod scalar;
 mod schema_export;
+mod schema_nbd;
 mod schema_node;
 mod schema_object;
 #[cfg(test)]
@@ -30,7 +31,8 @@ pub use help::QEMU_VERSION;
 pub use json::parse as parse_json;
 pub use options::*;
 pub use schema_export::export;
-pub use schema_node::blockdev;
+pub use schema_nbd::nbd_server;
+pub use schema_node::{blockdev, child_blockdev};
 pub use schema_object::{POLL_MAX_NS_DEFAULT, object};
 pub use visit::{Object, Spelling};
 
@@ -112,12 +114,14 @@ fn add_disk(
 
 fn step(word: Word) -> Step {
     let command = match word.name {
-        Name::Blockdev => argument(&word.value, "driver", Help::Refused)
+        Name::Blockdev => argument(&word.value, Some("driver"), Help::Refused)
             .and_then(|argument| argument.command(blockdev, Command::Blockdev)),
-        Name::Export => argument(&word.value, "type", Help::Refused)
+        Name::Export => argument(&word.value, Some("type"), Help::Refused)
             .and_then(|argument| argument.command(export, Command::Export)),
-        Name::Object => argument(&word.value, "qom-type", Help::Objects)
+        Name::Object => argument(&word.value, Some("qom-type"), Help::Objects)
             .and_then(|argument| argument.command(object, Command::Object)),
+        Name::NbdServer => argument(&word.value, None, Help::Refused)
+            .and_then(|argument| argument.command(nbd_server, Command::NbdServer)),
         Name::Bare => Err(Refusal::new("Unexpected argument")),
         _ => Err(Refusal::new("not supported by this version")),
     };
@@ -153,7 +157,7 @@ impl Argument {
     }
 }
 
-fn argument(text: &OsStr, implied: &str, help: Help) -> Result<Argument, Refusal> {
+fn argument(text: &OsStr, implied: Option<&str>, help: Help) -> Result<Argument, Refusal> {
     let text = text
         .to_str()
         .ok_or_else(|| Refusal::new("the argument is not valid UTF-8"))?;
@@ -169,7 +173,9 @@ fn argument(text: &OsStr, implied: &str, help: Help) -> Result<Argument, Refusal
     }
     let members = keyval::listify(keyval.members)?;
     if keyval.help {
-        let kind = members.get(implied).and_then(Value::as_str);
+        let kind = implied
+            .and_then(|key| members.get(key))
+            .and_then(Value::as_str);
         return Ok(Argument::Help(help::objects(kind)));
     }
     Ok(Argument::Options(Object::root(members, Spelling::Keyval)))

@@ -4,12 +4,14 @@
 //! world: files, sockets, nodes that exist or do not, identifiers already taken.
 
 mod filters;
+mod nbd;
 mod qcow2;
 
 use std::path::PathBuf;
 
 use super::error::Refusal;
 pub use filters::*;
+pub use nbd::*;
 pub use qcow2::*;
 
 /// The whole command line, once help, version and wrong options are out of the way.
@@ -53,6 +55,8 @@ pub enum Command {
     Blockdev(BlockdevOptions),
     /// `--export`
     Export(ExportOptions),
+    /// `--nbd-server`
+    NbdServer(NbdServerOptions),
     /// `--object help`: print this on stdout and end with success, whatever was done before.
     ShowHelp(String),
 }
@@ -64,6 +68,8 @@ pub enum ObjectOptions {
     Iothread(IothreadOptions),
     /// `throttle-group`
     ThrottleGroup(ThrottleGroupOptions),
+    /// `tls-creds-x509`
+    TlsCredsX509(TlsCredsX509Options),
 }
 
 /// `--object iothread`
@@ -277,6 +283,8 @@ pub struct ExportOptions {
 pub enum ExportKind {
     /// `vhost-user-blk`
     VhostUserBlk(VhostUserBlkOptions),
+    /// `nbd`
+    Nbd(NbdOptions),
 }
 
 /// `--export vhost-user-blk`

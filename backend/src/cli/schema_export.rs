@@ -6,6 +6,7 @@ use super::options::{
     VhostUserBlkOptions,
 };
 use super::visit::Object;
+use std::path::PathBuf;
 
 /// `logical-block-size` goes up to here, as in QEMU.
 const BLOCK_SIZE_MAX_BYTES: u64 = 2 << 20;
@@ -15,18 +16,19 @@ const SERIAL_LEN_MAX_BYTES: usize = 20;
 #[derive(Clone, Copy)]
 enum Type {
     VhostUserBlk,
+    Nbd,
     Unsupported(&'static str),
 }
 
 const TYPES: &[(&str, Type)] = &[
     ("vhost-user-blk", Type::VhostUserBlk),
-    ("nbd", Type::Unsupported("nbd")),
+    ("nbd", Type::Nbd),
     ("fuse", Type::Unsupported("fuse")),
     ("vduse-blk", Type::Unsupported("vduse-blk")),
 ];
 
 #[derive(Clone, Copy)]
-enum Socket {
+pub(super) enum Socket {
     Inet,
     Unix,
     Vsock,
@@ -34,7 +36,7 @@ enum Socket {
     ConnectedFd,
 }
 
-const SOCKETS: &[(&str, Socket)] = &[
+pub(super) const SOCKETS: &[(&str, Socket)] = &[
     ("inet", Socket::Inet),
     ("unix", Socket::Unix),
     ("vsock", Socket::Vsock),
@@ -66,6 +68,7 @@ pub fn export(mut o: Object) -> Result<ExportOptions, Refusal> {
     });
     let kind = match kind {
         Type::VhostUserBlk => ExportKind::VhostUserBlk(vhost_user_blk(&mut o, &mut later)?),
+        Type::Nbd => ExportKind::Nbd(super::schema_nbd::nbd_export(&mut o, &mut later)?),
         Type::Unsupported(name) => {
             return Err(Refusal::unsupported(format_args!("export type '{name}'")));
         }
@@ -129,7 +132,7 @@ fn address(mut o: Object, later: &mut Later) -> Result<ExportAddress, Refusal> {
         return Err(Refusal::missing(&o.full_name("type")));
     };
     let address = match socket {
-        Socket::Unix => unix(&mut o, later)?,
+        Socket::Unix => ExportAddress::Unix(unix_path(&mut o, later)?),
         Socket::Fd => ExportAddress::ListeningFd(fd(&mut o, later)?),
         Socket::ConnectedFd => ExportAddress::ConnectedFd(fd(&mut o, later)?),
         Socket::Inet => internet(&mut o, "host", later)?,
@@ -139,7 +142,8 @@ fn address(mut o: Object, later: &mut Later) -> Result<ExportAddress, Refusal> {
     Ok(address)
 }
 
-fn unix(o: &mut Object, later: &mut Later) -> Result<ExportAddress, Refusal> {
+/// The path of a socket to be bound.
+pub(super) fn unix_path(o: &mut Object, later: &mut Later) -> Result<PathBuf, Refusal> {
     let path = o.required_string("path")?;
     let in_abstract = o.boolean("abstract")?.unwrap_or(false);
     later.check(!in_abstract, || Refusal::unsupported("'addr.abstract=on'"));
@@ -155,13 +159,14 @@ fn unix(o: &mut Object, later: &mut Later) -> Result<ExportAddress, Refusal> {
             "UNIX socket path '{path}' is too long\nPath must be less than {UNIX_PATH_LEN_BYTES} bytes"
         ))
     });
-    Ok(ExportAddress::Unix(path.into()))
+    Ok(path.into())
 }
 
 /// `sun_path` of unix(7), with its terminating NUL.
 pub(super) const UNIX_PATH_LEN_BYTES: usize = 108;
 
-fn fd(o: &mut Object, later: &mut Later) -> Result<i32, Refusal> {
+/// The number of a descriptor.
+pub(super) fn fd(o: &mut Object, later: &mut Later) -> Result<i32, Refusal> {
     let text = o.required_string("str")?;
     // Too large for a descriptor is a number all the same: no such descriptor.
     let number = super::scalar::int64(&text).map(|fd| i32::try_from(fd).unwrap_or(-1));

@@ -107,6 +107,17 @@ pub fn blockdev(root: Object) -> Result<BlockdevOptions, Refusal> {
     Ok(node)
 }
 
+/// Reads a node that is somebody's child, with what it inherits.
+///
+/// # Errors
+/// What cannot be taken, in QEMU's words.
+pub fn child_blockdev(child: Object, inherited: &NodeCommon) -> Result<BlockdevOptions, Refusal> {
+    let mut later = Later::default();
+    let node = node(child, inherited, &mut later)?;
+    later.into_result()?;
+    Ok(node)
+}
+
 impl NodeCommon {
     /// What a root node has where nothing is said.
     pub(super) const ROOT: Self = Self {

@@ -16,6 +16,7 @@ const THREAD_POOL_MAX_DEFAULT: i64 = 64;
 enum Type {
     Iothread,
     ThrottleGroup,
+    TlsCredsX509,
     Unsupported(&'static str),
 }
 
@@ -33,7 +34,7 @@ const TYPES: &[(&str, Type)] = &[
     ("throttle-group", Type::ThrottleGroup),
     ("tls-creds-anon", Type::Unsupported("tls-creds-anon")),
     ("tls-creds-psk", Type::Unsupported("tls-creds-psk")),
-    ("tls-creds-x509", Type::Unsupported("tls-creds-x509")),
+    ("tls-creds-x509", Type::TlsCredsX509),
 ];
 
 /// Reads `--object` or `object-add`.
@@ -57,6 +58,9 @@ pub fn object(mut o: Object) -> Result<ObjectOptions, Refusal> {
         Type::ThrottleGroup => {
             let limits = throttle_limits(&mut o, &mut later)?;
             ObjectOptions::ThrottleGroup(ThrottleGroupOptions { id, limits })
+        }
+        Type::TlsCredsX509 => {
+            ObjectOptions::TlsCredsX509(super::schema_nbd::tls_creds_x509(&mut o, id, &mut later)?)
         }
         Type::Unsupported(name) => {
             return Err(Refusal::unsupported(format_args!("object type '{name}'")));

@@ -139,7 +139,9 @@ fn export_options_are_read() {
         "vhost-user-blk,id=e,node-name=n,addr.type=connected-fd,addr.str=9,writable=on,\
          logical-block-size=4k,num-queues=256,serial=abc,iothread=i,fixed-iothread=on",
     );
-    let ExportKind::VhostUserBlk(blk) = &options.kind;
+    let ExportKind::VhostUserBlk(blk) = &options.kind else {
+        panic!("vhost-user-blk");
+    };
     assert_eq!(blk.addr, ExportAddress::ConnectedFd(9));
     assert_eq!(blk.logical_block_size_bytes, Some(4096));
     assert_eq!((blk.num_queues, blk.serial.as_deref()), (256, Some("abc")));
@@ -269,7 +271,9 @@ fn one_disk_can_be_served_without_writing_a_graph() {
     assert!(matches!(&node.driver, DriverOptions::File(f) if f.filename == Path::new("/d.raw")));
     assert!(node.common.read_only && !export.writable);
     assert_eq!(node.node_name.as_ref(), Some(&export.node_name));
-    let ExportKind::VhostUserBlk(blk) = &export.kind;
+    let ExportKind::VhostUserBlk(blk) = &export.kind else {
+        panic!("vhost-user-blk");
+    };
     assert_eq!(blk.addr, ExportAddress::Unix("/s".into()));
     assert_eq!(invocation.notices.len(), 1, "{:?}", invocation.notices);
 }
@@ -300,7 +304,9 @@ fn a_socket_comes_from_exactly_one_place() {
         let mut invocation = run_activated(&args, activated)?;
         match invocation.steps.remove(1).command? {
             Command::Export(options) => {
-                let ExportKind::VhostUserBlk(blk) = options.kind;
+                let ExportKind::VhostUserBlk(blk) = options.kind else {
+                    panic!("vhost-user-blk");
+                };
                 Ok(blk.addr)
             }
             other => panic!("{other:?}"),

@@ -61,6 +61,11 @@ impl Object {
         }
     }
 
+    /// Is there a member of that name?
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.members.contains_key(name)
+    }
+
     pub(super) fn string(&mut self, name: &str) -> Result<Option<String>, Refusal> {
         match self.take(name) {
             None => Ok(None),
@@ -103,6 +108,14 @@ impl Object {
 
     pub(super) fn uint64(&mut self, name: &str) -> Result<Option<u64>, Refusal> {
         self.unsigned(name, scalar::uint64, "integer")
+    }
+
+    pub(super) fn uint32(&mut self, name: &str) -> Result<Option<u32>, Refusal> {
+        let value = self.uint64(name)?;
+        value
+            .map(u32::try_from)
+            .transpose()
+            .map_err(|_| Refusal::expects(name, "uint32_t"))
     }
 
     pub(super) fn uint16(&mut self, name: &str) -> Result<Option<u16>, Refusal> {

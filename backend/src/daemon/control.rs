@@ -146,7 +146,7 @@ impl Control<'_> {
     fn leave(&mut self, id: &str) {
         if self.door(id).is_some_and(|door| door.listener().is_none()) {
             self.daemon.exports.retain(|export| export.id != id);
-            if self.daemon.exports.is_empty() {
+            if self.daemon.exports.is_empty() && !self.daemon.nbd.is_running() {
                 self.ending = Some(Ending::NobodyLeft);
             }
         }

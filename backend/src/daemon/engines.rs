@@ -87,6 +87,10 @@ impl Teams {
         &self.epochs
     }
 
+    pub(super) fn has_iothread(&self, id: &str) -> bool {
+        self.iothreads.contains_key(id)
+    }
+
     /// Errors: the id is taken.
     pub(super) fn add_iothread(&mut self, options: IothreadOptions) -> Result<(), String> {
         let id = options.id.clone();
@@ -128,7 +132,8 @@ impl Teams {
         Ok(team)
     }
 
-    fn engine(&mut self, wish: Wish) -> Choice {
+    /// What carries the I/O of files out that want that.
+    pub(super) fn engine(&mut self, wish: Wish) -> Choice {
         match wish {
             Wish::Uring => Choice::Uring(None),
             Wish::Threads => Choice::Threads,

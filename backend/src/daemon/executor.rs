@@ -1,6 +1,7 @@
 //! Executes commands one by one, in the order given, each wholly or not at all.
 
 use super::engines::{self, Teams, check_engines};
+use super::nbd::Nbd;
 use super::sockets::{self, BoundPath};
 use crate::cli::{BlockdevOptions, Command, ExportKind, ExportOptions, ObjectOptions};
 use crate::export::VhostUserBlk;
@@ -55,7 +56,8 @@ pub struct Daemon {
     pub(super) control: Control,
     pub(super) exports: Vec<Export>,
     pub(super) news: Arc<News>,
-    inherited: Inherited,
+    pub(super) nbd: Nbd,
+    pub(super) inherited: Inherited,
 }
 
 impl Daemon {
@@ -74,6 +76,7 @@ impl Daemon {
                 events: Mutex::default(),
                 bell: Bell::new()?,
             }),
+            nbd: Nbd::default(),
             inherited,
         })
     }
@@ -81,14 +84,40 @@ impl Daemon {
     /// Executes one command. Errors: in QSD's words; nothing has changed then.
     pub fn execute(&mut self, command: Command) -> Result<(), String> {
         match command {
-            Command::Object(ObjectOptions::Iothread(options)) => self.teams.add_iothread(options),
-            Command::Object(ObjectOptions::ThrottleGroup(_)) => {
-                Err("object type 'throttle-group' is not supported by this version".to_owned())
+            Command::Object(ObjectOptions::Iothread(options)) => {
+                self.check_object_id(&options.id)?;
+                self.teams.add_iothread(options)
+            }
+            Command::Object(ObjectOptions::TlsCredsX509(options)) => self.add_tls_creds(options),
+            Command::Object(ObjectOptions::ThrottleGroup(options)) => {
+                self.check_object_id(&options.id)?;
+                let limits = open::throttle_limits(&options.limits);
+                let graph = self.current.get();
+                let added = graph.throttle_groups().add(&options.id, limits);
+                added.map(drop).map_err(|error| error.to_string())
             }
             Command::Blockdev(options) => self.add_node(options),
             Command::Export(options) => self.add_export(options),
+            Command::NbdServer(options) => self.start_nbd_server(options),
             // Printing is the caller's; nothing here has a terminal.
             Command::ShowHelp(_) => Ok(()),
+        }
+    }
+
+    /// Is there an object of that id, of whatever type?
+    pub(super) fn has_object(&self, id: &str) -> bool {
+        let groups = self.current.get();
+        let is_group = groups.throttle_groups().get(id).is_ok();
+        is_group || self.teams.has_iothread(id) || self.nbd.has_creds(id)
+    }
+
+    /// Errors: the id is taken.
+    pub(super) fn check_object_id(&self, id: &str) -> Result<(), String> {
+        match self.has_object(id) {
+            true => Err(format!(
+                "attempt to add duplicate property '{id}' to object (type 'container')"
+            )),
+            false => Ok(()),
         }
     }
 
@@ -104,8 +133,8 @@ impl Daemon {
     }
 
     fn add_export(&mut self, options: ExportOptions) -> Result<(), String> {
-        let ExportKind::VhostUserBlk(kind) = &options.kind;
-        if self.exports.iter().any(|export| export.id == options.id) {
+        let taken = self.exports.iter().any(|export| export.id == options.id);
+        if taken || self.nbd.has_export(&options.id) {
             return Err(format!(
                 "Block export id '{}' is already in use",
                 options.id
@@ -116,6 +145,10 @@ impl Daemon {
         let node = graph
             .find(name)
             .ok_or_else(|| format!("Cannot find device='' nor node-name='{name}'"))?;
+        let kind = match &options.kind {
+            ExportKind::VhostUserBlk(kind) => kind,
+            ExportKind::Nbd(kind) => return self.add_nbd_export(&options, kind, node),
+        };
         let attachment = self.attach(&graph, node, options.writable)?;
         let wish = engines::wish(&graph, node);
         let team = self.teams.team(options.iothread.as_deref(), wish)?;

@@ -5,6 +5,8 @@
 mod control;
 mod engines;
 mod executor;
+mod inet;
+mod nbd;
 mod shutdown;
 mod sockets;
 

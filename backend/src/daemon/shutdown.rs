@@ -1,6 +1,7 @@
 //! The orderly end: sessions are drained, everything written is made durable, and only then does anything close.
 
 use super::executor::Daemon;
+use crate::export::nbd::NbdStillBusy;
 use blockgraph::graph::Body;
 use blockgraph::{Event, Graph, Kind, Lane, Mode, NodeId, Span, Started};
 use ring::{Choice, Ring, Wait};
@@ -17,6 +18,9 @@ pub enum Unclean {
     /// Requests did not end in time.
     #[error("requests of export {0} did not end in time")]
     StillDraining(String),
+    /// The same of NBD clients.
+    #[error(transparent)]
+    NbdStillBusy(#[from] NbdStillBusy),
     /// Something written may not be durable.
     #[error("cannot flush node {0}: {1}")]
     Flush(String, ring::Errno),
@@ -43,6 +47,9 @@ impl Daemon {
         for export in &mut self.exports {
             export.path = None;
         }
+        if let Some(running) = self.nbd.running() {
+            running.path = None;
+        }
         let drained = self.drain(begun + DRAIN);
         let flushed = self.flush(begun + END);
         if drained.is_err() {
@@ -56,13 +63,16 @@ impl Daemon {
         flushed.and(closed)
     }
 
-    fn drain(&self, deadline: Instant) -> Result<(), Unclean> {
+    fn drain(&mut self, deadline: Instant) -> Result<(), Unclean> {
         let mut result = Ok(());
         for export in &self.exports {
             let left = deadline.saturating_duration_since(Instant::now());
             if export.blk.door().stop(left).is_err() {
                 result = result.and(Err(Unclean::StillDraining(export.id.clone())));
             }
+        }
+        if let Some(running) = self.nbd.running() {
+            result = result.and(running.server.stop(deadline).map_err(Unclean::from));
         }
         result
     }

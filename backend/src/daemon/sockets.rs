@@ -1,11 +1,12 @@
 //! Where front ends knock: paths bound here and unlinked at the end, and sockets passed by whoever started us.
 
-use crate::cli::ExportAddress;
+use crate::cli::{ExportAddress, NbdAddress};
 use crate::export::Socket;
-use crate::process::{connected_socket, error_text, listening_socket};
+use crate::process::{connected_socket, error_text, listening_socket, stream_listener};
 use ring::inherited::Inherited;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -62,6 +63,24 @@ pub(super) fn open(
         ExportAddress::ConnectedFd(fd) => {
             let stream = connected_socket(inherited, *fd).map_err(|e| e.to_string())?;
             Ok((Socket::Connected(stream), None))
+        }
+    }
+}
+
+/// Opens the sockets that NBD clients knock at. Errors: in QSD's words.
+pub(super) fn listen(
+    address: &NbdAddress,
+    inherited: &mut Inherited,
+) -> Result<(Vec<OwnedFd>, Option<BoundPath>), String> {
+    match address {
+        NbdAddress::Unix(path) => {
+            let (listener, bound) = bind(path)?;
+            Ok((vec![listener.into()], Some(bound)))
+        }
+        NbdAddress::Inet(address) => Ok((super::inet::listen(address)?, None)),
+        NbdAddress::ListeningFd(fd) => {
+            let listener = stream_listener(inherited, *fd).map_err(|e| e.to_string())?;
+            Ok((vec![listener], None))
         }
     }
 }

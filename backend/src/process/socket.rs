@@ -36,6 +36,19 @@ pub fn listening_socket(inherited: &mut Inherited, fd: RawFd) -> Result<UnixList
     }
 }
 
+/// Takes descriptor `fd` as a stream socket of any family that clients connect to.
+///
+/// # Errors
+/// What it is instead; it is closed then.
+pub fn stream_listener(inherited: &mut Inherited, fd: RawFd) -> Result<OwnedFd, SocketError> {
+    let socket = inherited.take(fd).ok_or(SocketError::NotASocket(fd))?;
+    let kind = sockopt::socket_type(&socket).map_err(|_| SocketError::NotASocket(fd))?;
+    match sockopt::socket_acceptconn(&socket) {
+        Ok(true) if kind == SocketType::STREAM => Ok(socket),
+        _ => Err(SocketError::NotListening(fd)),
+    }
+}
+
 /// Takes descriptor `fd` as a socket with a front end at its other end.
 ///
 /// # Errors

@@ -8,8 +8,8 @@ use crate::graph::perm::{Perms, Wants};
 use crate::graph::status::{Until, status_above};
 use crate::graph::{Edge, Role};
 use crate::io::Io;
-use crate::node::{Driver, Info, Limits, Local, Map, Outcome};
-use crate::request::{Dir, Kind, Prealloc, Request};
+use crate::node::{Driver, Info, Limits, Local, Map, Outcome, Zeroing};
+use crate::request::{Dir, Kind, Prealloc, Request, Unmap};
 use crate::status::{Content, Status};
 use crate::units::Span;
 use ring::Errno;
@@ -126,6 +126,10 @@ impl Driver for Raw {
                 ..found.status
             })
         })
+    }
+
+    fn zeroing(&self, _unmap: Unmap) -> Zeroing {
+        Zeroing::Below(Role::Image)
     }
 
     fn info(&self) -> Info {

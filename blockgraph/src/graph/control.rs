@@ -9,7 +9,7 @@ use crate::lane::{Event, Lane};
 use crate::mode::Mode;
 use crate::node::NodeId;
 use crate::pin::Epochs;
-use ring::{Bell, Choice, Op, Ring, Wait};
+use ring::{Bell, Choice, File, Op, Ring, Wait};
 use std::cell::RefCell;
 use std::future::Future;
 use std::io;
@@ -82,9 +82,28 @@ impl Control {
         while result.borrow().is_none() {
             self.turn(deadline)?;
         }
+        // Nothing turns this lane until the next work comes: what the work looked up must not stay pinned till then.
+        self.lane.end_batch();
         self.hear();
+        // What it looked up is pinned no longer, or everybody who awaits a grace period waits for the next time that this runs.
+        self.lane.end_batch();
         // The loop ended because it is there.
         result.take().ok_or_else(|| io::ErrorKind::Other.into())
+    }
+
+    /// Lets go of the files of a generation that was thrown away: their names will be given to others.
+    pub(super) fn forget<'a>(&mut self, files: impl Iterator<Item = &'a Arc<File>>) {
+        let mut ring = self.lane.ring().borrow_mut();
+        for file in files {
+            ring.forget(file.id());
+        }
+    }
+
+    /// Leaves older generations: nothing of its own is under way between two calls.
+    pub(super) fn adopt(&mut self) {
+        self.lane.begin_batch();
+        self.lane.end_batch();
+        self.hear();
     }
 
     fn turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {

@@ -100,6 +100,20 @@ impl Shape {
         [first, second, third].into_iter().flatten()
     }
 
+    /// Every child, to be changed.
+    pub(super) fn edges_mut(&mut self) -> impl Iterator<Item = &mut Edge> {
+        let (first, second, third) = match self {
+            Shape::Leaf => (None, None, None),
+            Shape::Filter { below, also } => (Some(below), also.as_mut(), None),
+            Shape::Format {
+                file,
+                data,
+                backing,
+            } => (Some(file), data.as_mut(), backing.as_mut()),
+        };
+        [first, second, third].into_iter().flatten()
+    }
+
     /// The child of that role.
     #[inline]
     pub fn child(&self, role: Role) -> Option<NodeId> {

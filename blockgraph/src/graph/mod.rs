@@ -4,20 +4,25 @@
 //! adopt it between batches.
 
 pub mod control;
+pub(crate) mod current;
 mod edge;
+pub mod edit;
+
+pub mod gate;
 pub mod open;
 pub mod perm;
 pub mod status;
 mod walk;
 
 pub use control::Control;
+pub use current::Current;
 pub use edge::{Edge, Role, Shape};
 
-use crate::node::{Driver, Filter, Info, NodeId};
-use ring::File;
+use crate::filter::throttle::ThrottleGroups;
+use crate::node::{Driver, Filter, Info, NodeId, Origin, Shown};
+use ring::{File, FileId};
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// May guests and jobs change the node?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +124,42 @@ pub struct NewNode {
 }
 
 impl Node {
+    fn new(new: NewNode) -> Node {
+        let NewNode {
+            name,
+            kind,
+            common,
+            body,
+            shape,
+            files,
+        } = new;
+        Node {
+            name,
+            kind,
+            common,
+            body,
+            shape,
+            files,
+        }
+    }
+
+    /// The same with other children.
+    fn with_shape(&self, shape: Shape) -> Node {
+        Node {
+            shape,
+            ..self.clone()
+        }
+    }
+
+    /// Are the two one node, whatever their children?
+    fn is(&self, other: &Node) -> bool {
+        match (&self.body, &other.body) {
+            (Body::Driver(a), Body::Driver(b)) => std::ptr::addr_eq(Arc::as_ptr(a), Arc::as_ptr(b)),
+            (Body::Filter(a), Body::Filter(b)) => std::ptr::addr_eq(Arc::as_ptr(a), Arc::as_ptr(b)),
+            _ => false,
+        }
+    }
+
     /// Its node-name.
     pub fn name(&self) -> &str {
         &self.name
@@ -144,6 +185,19 @@ impl Node {
         &self.shape
     }
 
+    /// The files its `map` may answer.
+    pub fn files(&self) -> &[Arc<File>] {
+        &self.files
+    }
+
+    /// The file it is, if it is one.
+    pub fn origin(&self) -> Option<&Origin> {
+        match &self.body {
+            Body::Driver(driver) => driver.origin(),
+            Body::Filter(_) => None,
+        }
+    }
+
     /// True if a write must be looked at, or refused, before it may be mapped.
     pub fn writes_serve(&self) -> bool {
         self.common.detect_zeroes != DetectZeroes::Off || self.common.access == Access::ReadOnly
@@ -157,10 +211,18 @@ pub struct Graph {
     nodes: Vec<Option<Arc<Node>>>,
     /// The next file's name. Counts up for ever: a generation that is thrown away gives its names back unseen.
     next_file: u32,
+    /// Nodes that the user asked for by themselves, and not as somebody's child.
+    asked_for: BTreeSet<NodeId>,
+    /// Files of nodes that are gone and that nobody is using any more.
+    gone: Vec<FileId>,
+    /// What makes a published generation be missed; a draft has its predecessor's.
+    life: Option<Arc<current::Life>>,
     /// Filters that a job put there.
     implicit: BTreeSet<NodeId>,
     /// Who uses which node; the same for all generations.
     users: Arc<perm::Users>,
+    /// The same for all generations too.
+    throttle_groups: ThrottleGroups,
 }
 
 impl Graph {
@@ -185,6 +247,11 @@ impl Graph {
         named.filter_map(|(at, node)| Some((NodeId(at as u32), node.as_deref()?)))
     }
 
+    /// The throttle groups that nodes may belong to.
+    pub fn throttle_groups(&self) -> &ThrottleGroups {
+        &self.throttle_groups
+    }
+
     /// Every file a walk may end at.
     pub fn files(&self) -> impl Iterator<Item = &Arc<File>> {
         self.nodes().flat_map(|(_, node)| node.files.iter())
@@ -193,14 +260,33 @@ impl Graph {
     /// Size and limits of a node; a filter's are those of what it filters.
     pub fn info(&self, id: NodeId) -> Option<Info> {
         let mut id = id;
+        let mut shown = Shown::default();
         for _ in 0..crate::map::DEPTH_MAX {
             let node = self.node(id)?;
-            match node.body() {
-                Body::Driver(driver) => return Some(driver.info()),
-                Body::Filter(_) => id = node.shape().filtered()?,
+            let filtered = node.shape().filtered();
+            match (node.body(), filtered) {
+                (Body::Filter(_), below) => id = below?,
+                (Body::Driver(driver), None) => {
+                    let info = driver.info();
+                    return Some(Info {
+                        size_bytes: shown.size_bytes.unwrap_or(info.size_bytes),
+                        limits: shown.limits.unwrap_or(info.limits),
+                    });
+                }
+                (Body::Driver(driver), Some(below)) => {
+                    let own = driver.shown();
+                    shown.size_bytes = shown.size_bytes.or(own.size_bytes);
+                    shown.limits = shown.limits.or(own.limits);
+                    id = below;
+                }
             }
         }
         None
+    }
+
+    /// Files that nobody is using any more: whoever has them open still may close them.
+    pub(crate) fn gone(&self) -> &[FileId] {
+        &self.gone
     }
 
     /// How many nodes are on top of each other from `id` down; stops counting past what a walk goes down.
@@ -225,9 +311,9 @@ impl Graph {
     }
 
     /// A name for a file that no other has had.
-    pub fn new_file_id(&mut self) -> ring::FileId {
+    pub fn new_file_id(&mut self) -> FileId {
         self.next_file += 1;
-        ring::FileId(self.next_file - 1)
+        FileId(self.next_file - 1)
     }
 
     /// Says that a job put the filter `id` there, and not the user.
@@ -242,56 +328,21 @@ impl Graph {
 
     /// Adds a node and returns its id.
     pub fn insert(&mut self, new: NewNode) -> NodeId {
+        self.insert_arc(Arc::new(Node::new(new)))
+    }
+
+    fn insert_arc(&mut self, node: Arc<Node>) -> NodeId {
         let id = self.next_id();
-        let NewNode {
-            name,
-            kind,
-            common,
-            body,
-            shape,
-            files,
-        } = new;
-        self.nodes.push(Some(Arc::new(Node {
-            name,
-            kind,
-            common,
-            body,
-            shape,
-            files,
-        })));
+        self.nodes.push(Some(node));
         id
     }
-}
 
-/// The graph as the process holds it: the newest generation, and a counter that threads look at between batches.
-#[derive(Debug, Default)]
-pub struct Current {
-    generation: AtomicU64,
-    graph: Mutex<Arc<Graph>>,
-}
-
-impl Current {
-    /// The newest generation.
-    pub fn get(&self) -> Arc<Graph> {
-        self.graph
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    /// Its number, without a lock.
-    pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
-    }
-
-    /// Publishes `graph` as the next generation.
-    pub fn publish(&self, mut graph: Graph) -> Arc<Graph> {
-        let mut current = self.graph.lock().unwrap_or_else(PoisonError::into_inner);
-        graph.generation = current.generation + 1;
-        let next = Arc::new(graph);
-        *current = next.clone();
-        self.generation.store(next.generation, Ordering::Release);
-        next
+    /// The same to be kept for later: it is nobody's generation.
+    fn kept(&self) -> Graph {
+        Graph {
+            life: None,
+            ..self.clone()
+        }
     }
 }
 

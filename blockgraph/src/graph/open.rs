@@ -4,12 +4,17 @@
 //! no other thread ever saw it. Options are complete: what an inline child inherits has been filled in by whoever wrote
 //! them down.
 
+mod filters;
+mod named;
 mod qcow2;
 
 pub use qcow2::{Backing, Qcow2Spec};
 
+pub use filters::{FilterError, FilterSpec};
+
+use super::gate::GateError;
 use super::perm::PermError;
-use super::{Access, Body, Common, Control, Current, Graph, NewNode, Shape, Sharing};
+use super::{Access, Body, Common, Control, Current, Graph, NewNode, Node, Shape, Sharing};
 use crate::driver::file::{self, FileError, FileOptions, OpenMode};
 use crate::driver::nbd::client::{self, ClientError, NbdOptions};
 use crate::driver::null::{Null, Reads};
@@ -18,7 +23,7 @@ use crate::driver::raw::{Raw, Window, WindowError};
 use crate::filter::delay::Delay;
 use crate::io::Io;
 use crate::map::DEPTH_MAX;
-use crate::node::{Info, NodeId};
+use crate::node::{FileIdentity, Info, NodeId};
 use ring::Errno;
 use std::future::Future;
 use std::sync::Arc;
@@ -51,6 +56,8 @@ pub enum DriverSpec {
     },
     /// `qcow2`
     Qcow2(Box<Qcow2Spec>),
+    /// Other filters.
+    Filter(Box<FilterSpec>),
     /// The delay filter.
     Delay {
         /// What it delays.
@@ -124,6 +131,9 @@ pub enum OpenError {
     /// The file.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The filter.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
     /// The window on it.
     #[error(transparent)]
     Window(#[from] WindowError),
@@ -133,19 +143,31 @@ pub enum OpenError {
     /// The image.
     #[error(transparent)]
     Qcow2(#[from] Qcow2Error),
-    /// Only the image itself says what is below it.
-    #[error("The image's backing file '{0}' has to be given as 'backing'")]
-    BackingByName(String),
+    /// What the image names.
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    /// What is below it.
+    #[error("Could not open backing file: {0}")]
+    Backing(Box<OpenError>),
     /// Who uses what.
     #[error(transparent)]
     Perm(#[from] PermError),
 }
 
 impl OpenError {
+    /// The same of a backing file. What is wrong with a chain as a whole is said once, and not for each of its images.
+    fn of_backing(self) -> OpenError {
+        match self {
+            OpenError::TooDeep | OpenError::Gate(GateError::Loop(_)) => self,
+            other => OpenError::Backing(Box::new(other)),
+        }
+    }
+
     /// What QEMU prints on a line of its own below the message, if anything.
     pub fn hint(&self) -> Option<String> {
         match self {
             OpenError::Perm(error) => error.hint(),
+            OpenError::Backing(below) => below.hint(),
             OpenError::Nbd(error) => error.hint(),
             _ => None,
         }
@@ -165,10 +187,14 @@ pub fn open(
     let mut opening = Opening {
         graph: (*current.get()).clone(),
         opened: Vec::new(),
+        above: Vec::new(),
         control,
     };
     match opening.node(spec, 0) {
-        Ok(id) => Ok((id, current.publish(opening.graph))),
+        Ok(id) => {
+            opening.graph.asked_for.insert(id);
+            Ok((id, current.publish(opening.graph)))
+        }
         Err(error) => {
             opening.undo();
             Err(error)
@@ -214,6 +240,8 @@ struct Opening<'a> {
     control: &'a mut Control,
     /// The nodes that are new in it, children first.
     opened: Vec<NodeId>,
+    /// The files of the images whose backing or data file is being opened.
+    above: Vec<FileIdentity>,
 }
 
 impl Opening<'_> {
@@ -282,6 +310,7 @@ impl Opening<'_> {
                 })
             }
             DriverSpec::Qcow2(spec) => self.make_qcow2(*spec, common, depth),
+            DriverSpec::Filter(spec) => self.make_filter(*spec, common, depth),
             DriverSpec::Delay { file, latency_ns } => {
                 let (child, _) = self.child(file, depth)?;
                 Ok(Made {
@@ -333,11 +362,13 @@ impl Opening<'_> {
         ran.map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno))
     }
 
-    /// Forgets what the new nodes asked of their children, parents first.
+    /// Forgets what the new nodes asked of their children, parents first, and the names of their files.
     fn undo(self) {
         for id in self.opened.iter().rev() {
             self.graph.users.disconnect(&self.graph, *id);
         }
+        let opened = self.opened.iter().filter_map(|id| self.graph.node(*id));
+        self.control.forget(opened.flat_map(Node::files));
     }
 }
 

@@ -4,9 +4,13 @@
 //! decides what it needs and shares of its children, down to the files, whose locks tell other processes. A change is
 //! checked all the way down before any of it counts.
 
-use super::{Access, Body, Current, Graph};
+mod draft;
+
+use super::{Current, Graph};
 use crate::driver::file::LockError;
 use crate::node::NodeId;
+use draft::Draft;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
@@ -58,6 +62,10 @@ impl Perms {
     pub const READ: Perms = Perms([true, false, false, false]);
     /// Reading and writing.
     pub const READ_WRITE: Perms = Perms([true, true, false, false]);
+    /// Writing.
+    pub const WRITE: Perms = Perms([false, true, false, false]);
+    /// Writing what reads the same.
+    pub const WRITE_UNCHANGED: Perms = Perms([false, false, true, false]);
     /// Changing the size.
     pub const RESIZE: Perms = Perms([false, false, false, true]);
 
@@ -219,8 +227,54 @@ impl Users {
         let mut state = self.state();
         let mut draft = Draft::new(graph, state.users.clone());
         draft.spread(parent)?;
-        state.users = draft.commit(&state.users)?;
+        state.users = draft.commit(&state.users, |id| id)?;
         Ok(())
+    }
+
+    /// Is anybody outside the graph attached to `node`?
+    pub(super) fn is_attached(&self, node: NodeId) -> bool {
+        let state = self.state();
+        let mut users = state.users.iter().filter(|user| user.of == node);
+        users.any(|user| matches!(user.by, By::Outside(..)))
+    }
+
+    /// Every node of `graph` says anew what it asks of its children. Nodes of `before` that are not in it ask what they
+    /// asked, until they are closed; `moved` says where those were that are somewhere else now.
+    pub(super) fn rebuild(
+        &self,
+        graph: &Graph,
+        before: &Graph,
+        moved: &BTreeMap<NodeId, NodeId>,
+    ) -> Result<(), PermError> {
+        let was = |now: NodeId| moved.get(&now).copied().unwrap_or(now);
+        let is_now = |was: NodeId| {
+            moved
+                .iter()
+                .find(|(_, from)| **from == was)
+                .map(|(to, _)| *to)
+        };
+        let mut state = self.state();
+        let stays = |user: &User| match user.by {
+            By::Outside(..) => Some(user.clone()),
+            By::Parent(parent, _) => {
+                let left = graph.node(parent).is_none() && is_now(parent).is_none();
+                let of = is_now(user.of).unwrap_or(user.of);
+                let user = User { of, ..user.clone() };
+                (left && before.node(parent).is_some() && graph.node(of).is_some()).then_some(user)
+            }
+        };
+        let users = state.users.iter().filter_map(stays).collect();
+        let mut draft = Draft::new(graph, users);
+        draft.ask(&graph.all_parents_first())?;
+        state.users = draft.commit(&state.users, was)?;
+        Ok(())
+    }
+
+    /// Nodes that are not in `graph` ask for nothing any more.
+    pub(super) fn forget(&self, graph: &Graph) {
+        // Less is asked than before, so there is nothing to refuse.
+        let fewer = self.rebuild(graph, graph, &BTreeMap::new());
+        debug_assert!(fewer.is_ok());
     }
 
     /// A node that never came to be stops using its children.
@@ -242,7 +296,7 @@ impl Users {
         let mut draft = Draft::new(graph, state.users.clone());
         draft.set(node, By::Outside(ticket, who.to_owned()), wants);
         draft.spread(node)?;
-        state.users = draft.commit(&state.users)?;
+        state.users = draft.commit(&state.users, |id| id)?;
         state.next += 1;
         Ok(Ticket(ticket))
     }
@@ -266,7 +320,7 @@ impl Users {
         // Less is asked than before, so there is nothing to refuse.
         let fewer = gone.into_iter().try_for_each(|node| draft.spread(node));
         debug_assert!(fewer.is_ok());
-        if let Ok(users) = draft.commit(&state.users) {
+        if let Ok(users) = draft.commit(&state.users, |id| id) {
             state.users = users;
         }
     }
@@ -275,107 +329,6 @@ impl Users {
 /// Names somebody outside who uses a node.
 #[derive(Debug)]
 pub(super) struct Ticket(u64);
-
-/// The users as they would be.
-struct Draft<'a> {
-    graph: &'a Graph,
-    users: Vec<User>,
-    touched: Vec<NodeId>,
-}
-
-impl<'a> Draft<'a> {
-    fn new(graph: &'a Graph, users: Vec<User>) -> Draft<'a> {
-        Draft {
-            graph,
-            users,
-            touched: Vec::new(),
-        }
-    }
-
-    /// Works out what all below `top` is asked for now, and whether that may be.
-    fn spread(&mut self, top: NodeId) -> Result<(), PermError> {
-        let mut todo = vec![top];
-        while let Some(id) = todo.pop() {
-            self.check(id)?;
-            if !self.touched.contains(&id) {
-                self.touched.push(id);
-            }
-            let above = total(&self.users, id);
-            let node = self.graph.node(id).ok_or(PermError::Gone)?;
-            for edge in node.shape().edges() {
-                let mut wants = match node.body() {
-                    Body::Driver(driver) => driver.wants(edge, above),
-                    Body::Filter(_) => above,
-                };
-                let child = self.graph.node(edge.child).ok_or(PermError::Gone)?;
-                if child.common().sharing == super::Sharing::Forced {
-                    wants.shares = Perms::ALL;
-                }
-                self.set(edge.child, By::Parent(id, edge.option), wants);
-                todo.push(edge.child);
-            }
-        }
-        Ok(())
-    }
-
-    fn set(&mut self, of: NodeId, by: By, wants: Wants) {
-        match self.users.iter_mut().find(|u| u.of == of && u.by == by) {
-            Some(user) => user.wants = wants,
-            None => self.users.push(User { of, by, wants }),
-        }
-    }
-
-    fn check(&self, id: NodeId) -> Result<(), PermError> {
-        let users = || self.users.iter().filter(|user| user.of == id);
-        for user in users() {
-            for other in users().filter(|other| other.by != user.by) {
-                let perms = user.wants.needs.without(other.wants.shares);
-                if !perms.is_empty() {
-                    return Err(PermError::Conflict {
-                        node: self.graph.node(id).map_or("", |n| n.name()).to_owned(),
-                        perms,
-                        needs: user.describe(self.graph),
-                        refuses: other.describe(self.graph),
-                    });
-                }
-            }
-        }
-        let needs = total(&self.users, id).needs;
-        let writes = needs.has(Perm::Write) || needs.has(Perm::WriteUnchanged);
-        let node = self.graph.node(id).ok_or(PermError::Gone)?;
-        if writes && node.common().access == Access::ReadOnly {
-            return Err(PermError::ReadOnly);
-        }
-        Ok(())
-    }
-
-    /// Tells the drivers; all of them agree, or those that did are told to go back.
-    fn commit(self, before: &[User]) -> Result<Vec<User>, PermError> {
-        for (told, id) in self.touched.iter().enumerate() {
-            if let Err(error) = self.permit(*id, total(&self.users, *id)) {
-                for id in &self.touched[..told] {
-                    // They had just this before, and nobody was asked to leave in between.
-                    let _ = self.permit(*id, total(before, *id));
-                }
-                return Err(error.into());
-            }
-        }
-        Ok(self.users)
-    }
-
-    fn permit(&self, id: NodeId, wants: Wants) -> Result<(), LockError> {
-        match self.graph.node(id).map(|node| node.body()) {
-            Some(Body::Driver(driver)) => driver.permit(wants),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// What a node's users need and share together.
-fn total(users: &[User], id: NodeId) -> Wants {
-    let of = users.iter().filter(|user| user.of == id);
-    of.fold(Wants::NOTHING, |sum, user| sum.both(user.wants))
-}
 
 /// A user from outside the graph; stops being one on drop.
 #[derive(Debug)]
@@ -417,7 +370,7 @@ pub fn attach(
     let who = who.unwrap_or_else(|| "an unnamed block device".to_owned());
     draft.set(node, By::Outside(ticket, who), wants);
     draft.spread(node)?;
-    state.users = draft.commit(&state.users)?;
+    state.users = draft.commit(&state.users, |id| id)?;
     state.next += 1;
     let current = current.clone();
     Ok(Attachment {

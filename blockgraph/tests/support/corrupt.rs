@@ -147,6 +147,7 @@ pub fn spec(path: &Path, base: Base) -> NodeSpec {
                 _ => Backing::Nothing,
             },
             options: Options::default(),
+            named: blockgraph::graph::gate::Named::default(),
         })),
     }
 }

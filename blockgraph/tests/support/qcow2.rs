@@ -3,6 +3,7 @@
 use super::{Bench, Chance, file_options, span};
 use blockgraph::driver::file::{Cache, FileOptions, Locking, OpenMode};
 use blockgraph::driver::qcow2::Options;
+use blockgraph::graph::gate::Named;
 use blockgraph::graph::open::{Backing, Child, DriverSpec, FileSpec, NodeSpec, Qcow2Spec};
 use blockgraph::graph::{Access, Common};
 use blockgraph::node::NodeId;
@@ -149,6 +150,7 @@ pub fn image(
             data_file: data_file.map(file_child),
             backing,
             options,
+            named: Named::default(),
         })),
     }
 }

@@ -165,4 +165,11 @@ impl Engine {
             Engine::Pool(_) | Engine::Sim(_) => None,
         }
     }
+
+    /// Takes back the place that `fix` gave.
+    pub(crate) fn unfix(&mut self, at: u32) {
+        if let Engine::Uring(uring) = self {
+            uring.unfix(at);
+        }
+    }
 }

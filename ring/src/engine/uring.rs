@@ -47,6 +47,8 @@ static ONE: u64 = 1;
 pub(crate) struct Uring {
     ring: IoUring,
     fixed_next: u32,
+    /// Places below that one which are free again.
+    fixed_free: Vec<u32>,
     flavour: Flavour,
     min_wait: bool,
     /// For steps nobody waits for: no completion, where the kernel can do that (Linux 5.17).
@@ -111,6 +113,7 @@ impl Uring {
         let mut uring = Uring {
             ring,
             fixed_next: 0,
+            fixed_free: Vec::new(),
             flavour,
             min_wait,
             silent,
@@ -142,14 +145,26 @@ impl Uring {
     }
 
     pub(crate) fn fix(&mut self, fd: RawFd) -> Option<u32> {
-        let at = self.fixed_next;
+        let used_before = self.fixed_free.last().copied();
+        let at = used_before.unwrap_or(self.fixed_next);
         if at >= FIXED_FILES {
             return None;
         }
         let done = self.ring.submitter().register_files_update(at, &[fd]);
         done.ok().filter(|&count| count == 1)?;
-        self.fixed_next += 1;
+        match used_before {
+            Some(_) => drop(self.fixed_free.pop()),
+            None => self.fixed_next += 1,
+        }
         Some(at)
+    }
+
+    pub(crate) fn unfix(&mut self, at: u32) {
+        // A place the kernel would not empty is not used again; its file is closed with the ring.
+        let done = self.ring.submitter().register_files_update(at, &[-1]);
+        if matches!(done, Ok(1)) {
+            self.fixed_free.push(at);
+        }
     }
 
     #[inline]

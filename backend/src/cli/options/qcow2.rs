@@ -27,6 +27,21 @@ pub struct Qcow2Options {
     pub cache: Qcow2CacheOptions,
     /// What the user says the image is encrypted with.
     pub encrypt: Option<Qcow2Encryption>,
+    /// `x-snapshot`, our own: an internal snapshot, by its id or else by its name, in place of the active disk.
+    pub snapshot: Option<String>,
+    /// `x-image-names`, our own: what the image, and those it names, may name.
+    pub image_names: ImageNames,
+    /// `x-probe-backing`, our own: whether a backing file whose format is not stored is looked at.
+    pub probe_backing: bool,
+}
+
+/// `x-image-names=`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageNames {
+    /// Files and block devices, by their paths.
+    Paths,
+    /// Also `json:` and protocols.
+    Any,
 }
 
 /// `backing=`

@@ -3,7 +3,8 @@
 use super::{Checks, child_of, file_child, not_negative};
 use crate::cli::error::{Later, Refusal};
 use crate::cli::options::{
-    Backing, NodeCommon, OverlapChecks, Qcow2CacheOptions, Qcow2Encryption, Qcow2Options,
+    Backing, ImageNames, NodeCommon, OverlapChecks, Qcow2CacheOptions, Qcow2Encryption,
+    Qcow2Options,
 };
 use crate::cli::visit::{NameOrObject, Object, WordOrObject};
 
@@ -27,6 +28,9 @@ const ENCRYPTION: &[(&str, Qcow2Encryption)] = &[
     ("luks", Qcow2Encryption::Luks),
 ];
 
+const IMAGE_NAMES: &[(&str, ImageNames)] =
+    &[("paths", ImageNames::Paths), ("any", ImageNames::Any)];
+
 pub(super) fn read(
     o: &mut Object,
     common: &NodeCommon,
@@ -49,6 +53,9 @@ pub(super) fn read(
         None => None,
     };
     checks.own.merge(later);
+    let snapshot = o.string("x-snapshot")?;
+    let image_names = o.word("x-image-names", IMAGE_NAMES)?;
+    let probe_backing = o.boolean("x-probe-backing")?.unwrap_or(false);
     Ok(Qcow2Options {
         file,
         backing,
@@ -61,6 +68,9 @@ pub(super) fn read(
         overlap_check,
         cache,
         encrypt,
+        snapshot,
+        image_names: image_names.unwrap_or(ImageNames::Paths),
+        probe_backing,
     })
 }
 

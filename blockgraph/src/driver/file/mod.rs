@@ -19,8 +19,8 @@ use crate::blocking::blocking;
 use crate::graph::perm::Wants;
 use crate::hold::Holds;
 use crate::io::Io;
-use crate::node::{Driver, Engine, Info, Limits, Local, Map, NodeId, Outcome};
-use crate::request::{Dir, Kind, Prealloc, Request};
+use crate::node::{Driver, Engine, Info, Limits, Local, Map, NodeId, Origin, Outcome, Zeroing};
+use crate::request::{Dir, Kind, Prealloc, Request, Unmap};
 use crate::status::{Content, Mapping, Status};
 use crate::units::Span;
 use locks::Locks;
@@ -75,6 +75,8 @@ pub struct FileDriver {
     resizing: Holds,
     engine: Engine,
     locks: Option<Locks>,
+    /// `None` for a file that somebody else opened.
+    origin: Option<Origin>,
     /// Blocks that are being read, changed and written back.
     holds: Holds,
     /// The errno of the first sync that failed in the page cache: nobody knows any more what the disk holds.
@@ -93,6 +95,7 @@ impl FileDriver {
             resizing: Holds::default(),
             parts,
             engine: Engine::Any,
+            origin: None,
             locks: None,
             holds: Holds::default(),
             sync_failed: AtomicI32::new(0),
@@ -210,6 +213,14 @@ impl Driver for FileDriver {
 
     fn truncate<'a>(&'a self, io: &'a Io, size_bytes: u64, how: Prealloc) -> Local<'a, Outcome> {
         Box::pin(self.resize(io, size_bytes, how))
+    }
+
+    fn origin(&self) -> Option<&Origin> {
+        self.origin.as_ref()
+    }
+
+    fn zeroing(&self, unmap: Unmap) -> Zeroing {
+        self.zeroing_of(unmap)
     }
 
     fn engine(&self) -> Engine {

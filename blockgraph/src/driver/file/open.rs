@@ -5,7 +5,7 @@
 use super::{Cache, FileDriver, FileParts, Flushes, Locking, locks::Locks};
 use crate::driver::{SECTOR_BYTES, whole_sectors};
 use crate::graph::{Access, errno_text};
-use crate::node::{Engine, Limits};
+use crate::node::{Engine, FileIdentity, Limits, Origin};
 use ring::sys::disk;
 use ring::{Align, File, FileId};
 use std::fs::{Metadata, OpenOptions};
@@ -144,6 +144,10 @@ pub fn open(id: FileId, options: &FileOptions) -> Result<(FileDriver, Access), F
     });
     opened.engine = options.engine;
     opened.locks = Locks::new(path, options.locking);
+    opened.origin = Some(Origin {
+        path: options.filename.clone(),
+        identity: FileIdentity::of(&about),
+    });
     Ok((opened, access))
 }
 

@@ -6,7 +6,7 @@
 use super::blocks::{Fill, STEP_BYTES, part_bytes};
 use super::{FileDriver, FileKind};
 use crate::io::Io;
-use crate::node::Outcome;
+use crate::node::{Outcome, Zeroing};
 use crate::request::Unmap;
 use crate::units::Span;
 use ring::{Durability, Errno, Mem, Op};
@@ -89,6 +89,16 @@ impl FileDriver {
         match try_once(io, &self.no_zero, op).await? {
             Tried::Done => Ok(()),
             Tried::Unknown => self.zero_by_writing(io, span).await,
+        }
+    }
+
+    /// As far as the host has been asked.
+    pub(super) fn zeroing_of(&self, unmap: Unmap) -> Zeroing {
+        let zeroes = !self.no_zero.load(Ordering::Relaxed);
+        let punches = unmap == Unmap::Allow && !self.no_punch.load(Ordering::Relaxed);
+        match zeroes || punches {
+            true => Zeroing::Fast,
+            false => Zeroing::Written,
         }
     }
 

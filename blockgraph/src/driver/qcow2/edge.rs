@@ -130,18 +130,13 @@ pub(crate) fn written(geometry: &Geometry, old: L2Entry, host: u64, mask: u32) -
     };
     let data = stays | mask;
     let zero = before.zero & !mask;
-    let host = Some(host);
-    let subclusters = Subclusters { data, zero };
-    match data {
-        u32::MAX => L2Entry::Data {
-            host: host.unwrap_or_default(),
-            copied,
-        },
-        _ => L2Entry::Split {
-            host,
-            copied,
-            subclusters,
-        },
+    if data == u32::MAX {
+        return L2Entry::Data { host, copied };
+    }
+    L2Entry::Split {
+        host: Some(host),
+        copied,
+        subclusters: Subclusters { data, zero },
     }
 }
 

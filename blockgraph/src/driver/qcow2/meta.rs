@@ -15,6 +15,7 @@ pub(crate) enum Why {
     /// A guest's discard, or a write of zeroes that may give space back.
     Request,
     /// A snapshot was deleted.
+    #[allow(dead_code, reason = "said by whoever deletes snapshots")]
     Snapshot,
     /// Anything else.
     Other,

@@ -5,16 +5,19 @@
 
 use super::Qcow2;
 use super::cache::{Cache, CacheOptions, CacheSizes, SizeError, clean_every};
-use super::check::CheckError;
+use super::check::{CheckError, read_snapshots};
 use super::format::entry::{DataIn, Layout, Words, ZeroFlag};
 use super::format::header::{
     Backing, Header, HeaderError, PREFIX_BYTES, Strictness, TableAt, Version,
 };
+use super::format::snapshot_table::SnapshotError;
 use super::geometry::Geometry;
+use super::image_file::ImageFile;
 use super::meta::Meta;
 use super::read::read_or_zeroes;
 use super::unpack::Unpacked;
 use super::writer::{WriteOptions, Writer};
+use crate::driver::{SECTOR_BYTES, SIZE_BYTES_MAX};
 use crate::graph::{Access, errno_text};
 use crate::hold::Holds;
 use crate::io::Io;
@@ -32,6 +35,8 @@ pub struct Options {
     pub cache: CacheOptions,
     /// How it is written.
     pub write: WriteOptions,
+    /// Show an internal snapshot, by its id or else by its name, in place of the active disk; only to be read.
+    pub snapshot: Option<String>,
 }
 
 /// Why an image cannot be opened. The words are QEMU's where it has any.
@@ -57,6 +62,18 @@ pub enum Qcow2Error {
     /// It was left dirty, and its refcounts cannot be set right.
     #[error("{0}")]
     Repair(CheckError),
+    /// The internal snapshots cannot be read.
+    #[error("Could not read snapshots: {0}")]
+    Snapshots(CheckError),
+    /// There is none of that id or name.
+    #[error("Can't find snapshot '{0}'")]
+    NoSnapshot(String),
+    /// Its L1 table is not where one may be.
+    #[error(transparent)]
+    SnapshotTable(#[from] SnapshotError),
+    /// Internal snapshots do not change.
+    #[error("An internal snapshot can only be opened read-only")]
+    SnapshotReadOnly,
     /// The data file is missing.
     #[error("'data-file' is required for this image")]
     DataFileRequired,
@@ -79,21 +96,58 @@ pub struct Image {
     geometry: Geometry,
     sizes: CacheSizes,
     write: WriteOptions,
+    shown: Shown,
+}
+
+/// What the guest sees of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Active,
+    Snapshot,
+}
+
+/// The disk that is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shown {
+    what: What,
+    size_bytes: u64,
+    l1: TableAt,
 }
 
 impl Image {
     /// Reads an image from `file`. Errors: what the file answers, and whatever is wrong with the image or the options.
     pub async fn load(io: &Io, file: NodeId, options: &Options) -> Result<Image, Qcow2Error> {
         let header = load_header(io, file).await?;
-        let (geometry, sizes) = geometry(&header, options)?;
-        let l1 = load_l1(io, file, header.l1).await?;
+        let shown = match &options.snapshot {
+            None => Shown {
+                what: What::Active,
+                size_bytes: header.size_bytes,
+                l1: header.l1,
+            },
+            Some(name) => find_snapshot(io, file, &header, name).await?,
+        };
+        let (geometry, sizes) = geometry(&header, shown.size_bytes, options)?;
+        let l1 = load_l1(io, file, shown.l1).await?;
         Ok(Image {
             header,
             l1,
             geometry,
             sizes,
             write: options.write,
+            shown,
         })
+    }
+
+    /// Does `file` begin like an image?
+    pub async fn is_one(io: &Io, file: NodeId) -> Result<bool, Errno> {
+        let mem = Mem::zeroed(PREFIX_BYTES).ok_or(Errno::NOMEM)?;
+        read_or_zeroes(io, file, 0, mem.clone()).await?;
+        let mut prefix = [0; PREFIX_BYTES];
+        mem.load(0, &mut prefix);
+        Ok(!matches!(
+            Header::cluster_bytes_of(&prefix),
+            Err(HeaderError::Magic)
+        ))
     }
 
     /// Did its last writer not close it? Then its refcounts are not to be trusted. (A corrupt image is not repaired unasked.)
@@ -125,9 +179,13 @@ impl Image {
             geometry,
             sizes,
             write,
+            shown,
         } = self;
         if access == Access::ReadWrite && header.incompatible.corrupt {
             return Err(Qcow2Error::Corrupt);
+        }
+        if access == Access::ReadWrite && shown.what == What::Snapshot {
+            return Err(Qcow2Error::SnapshotReadOnly);
         }
         let failed = |error: std::io::Error| Qcow2Error::Caches(errno_text(&error));
         let l2 = Arc::new(Cache::new(geometry, sizes.l2_slices).map_err(failed)?);
@@ -137,7 +195,7 @@ impl Image {
         let discard_bytes = geometry.cluster_bytes() as u32;
         Ok(Qcow2 {
             geometry,
-            size_bytes: AtomicU64::new(header.size_bytes),
+            size_bytes: AtomicU64::new(shown.size_bytes),
             limits: Limits {
                 discard_bytes,
                 ..storage.limits
@@ -162,6 +220,37 @@ async fn load_header(io: &Io, file: NodeId) -> Result<Header, Qcow2Error> {
     let cluster_bytes = Header::cluster_bytes_of(&prefix)?;
     let cluster = load(io, file, 0, cluster_bytes, what).await?;
     Ok(Header::parse(&cluster, Strictness::Open)?)
+}
+
+/// The snapshot of that id, or else of that name (as `qemu-img convert -l`).
+async fn find_snapshot(
+    io: &Io,
+    file: NodeId,
+    header: &Header,
+    name: &str,
+) -> Result<Shown, Qcow2Error> {
+    let table = read_snapshots(&ImageFile::new(io, file), header).await;
+    let (table, _) = table.map_err(Qcow2Error::Snapshots)?;
+    let by_id = table.iter().find(|snapshot| snapshot.id == name.as_bytes());
+    let by_name = || {
+        let mut all = table.iter();
+        all.find(|snapshot| snapshot.name == name.as_bytes())
+    };
+    let found = by_id.or_else(by_name);
+    let found = found.ok_or_else(|| Qcow2Error::NoSnapshot(name.to_owned()))?;
+    found.check_l1(header.cluster_bytes())?;
+    let size_bytes = found.size_bytes.unwrap_or(header.size_bytes) & !(SECTOR_BYTES - 1);
+    if size_bytes > SIZE_BYTES_MAX {
+        return Err(HeaderError::TooBig.into());
+    }
+    if u64::from(found.l1.count) < header.l1_entries_for(size_bytes) {
+        return Err(HeaderError::L1TooSmall.into());
+    }
+    Ok(Shown {
+        what: What::Snapshot,
+        size_bytes,
+        l1: found.l1,
+    })
 }
 
 async fn load_l1(io: &Io, file: NodeId, l1: TableAt) -> Result<Vec<u64>, Qcow2Error> {
@@ -197,7 +286,11 @@ async fn load(
     Ok(bytes)
 }
 
-fn geometry(header: &Header, options: &Options) -> Result<(Geometry, CacheSizes), SizeError> {
+fn geometry(
+    header: &Header,
+    size_bytes: u64,
+    options: &Options,
+) -> Result<(Geometry, CacheSizes), SizeError> {
     let layout = Layout {
         cluster_bits: header.cluster_bits,
         words: match header.incompatible.extended_l2 {
@@ -214,6 +307,6 @@ fn geometry(header: &Header, options: &Options) -> Result<(Geometry, CacheSizes)
         },
     };
     let any = Geometry::new(layout, header.cluster_bits);
-    let sizes = options.cache.sizes(&any, header.size_bytes)?;
+    let sizes = options.cache.sizes(&any, size_bytes)?;
     Ok((Geometry::new(layout, sizes.slice_bits), sizes))
 }

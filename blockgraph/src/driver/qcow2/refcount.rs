@@ -174,6 +174,7 @@ impl Refcounts {
     }
 
     /// The table's entries: offsets of blocks in bytes, 0 for none.
+    #[cfg(test)]
     pub(crate) fn table(&self) -> &[u64] {
         &self.table
     }
@@ -227,6 +228,7 @@ impl Refcounts {
             return;
         };
         self.insert(index, host, bytes, 0..0);
+        self.shrink();
     }
 
     fn insert(&mut self, index: u64, host: u64, bytes: Box<[u8]>, dirty: Range<usize>) {
@@ -239,21 +241,29 @@ impl Refcounts {
             writing: false,
             used,
         });
-        self.shrink(index);
     }
 
-    fn shrink(&mut self, keep: u64) {
-        while self.blocks.len() > self.blocks_max {
-            let clean = self.blocks.iter();
-            let clean = clean.filter(|(index, b)| !b.is_dirty() && !b.writing && **index != keep);
-            let Some((&oldest, _)) = clean.min_by_key(|(_, block)| block.used) else {
+    /// Drops clean blocks above the limit, but never so many that what is asked for at once is not in memory at once.
+    fn shrink(&mut self) {
+        let clean = |block: &&Block| !block.is_dirty() && !block.writing;
+        let mut left = self.blocks.values().filter(clean).count();
+        while self.blocks.len() > self.blocks_max && left > self.at_once() {
+            let blocks = self.blocks.iter().filter(|(_, block)| clean(block));
+            let Some((&oldest, _)) = blocks.min_by_key(|(_, block)| block.used) else {
                 return;
             };
             self.blocks.remove(&oldest);
+            left -= 1;
         }
     }
 
-    /// A new block of zeroes at `host`, for clusters nobody described so far. The table has room for it.
+    /// So many blocks are looked at at once: those of a run of [`Refcounts::reach`], and those behind it.
+    fn at_once(&self) -> usize {
+        self.blocks_max / 4 + 4
+    }
+
+    /// A new block of zeroes at `host`, for clusters nobody described so far. The table has room for it. Nothing is dropped
+    /// for it: what the caller found in memory is still there.
     pub(crate) fn add_block(&mut self, index: u64, host: u64) {
         let bytes = vec![0; 1 << self.cluster_bits].into_boxed_slice();
         self.table[index as usize] = host;
@@ -400,7 +410,7 @@ impl Refcounts {
                 block.writing = false;
             }
         }
-        self.shrink(u64::MAX);
+        self.shrink();
     }
 
     /// The blocks that were taken were not written: they are dirty again.

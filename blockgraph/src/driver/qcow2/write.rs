@@ -177,7 +177,7 @@ impl Qcow2 {
     fn plan(&self, span: Span, words: impl Fn(usize) -> [u64; 2]) -> Result<Job, Malformed> {
         let layout = self.geometry.layout();
         let bits = self.geometry.cluster_bits();
-        let clusters = (span.end() - 1 >> bits) - (span.at >> bits) + 1;
+        let clusters = ((span.end() - 1) >> bits) - (span.at >> bits) + 1;
         for n in 0..clusters {
             let entry = layout.decode(words(n as usize))?;
             let job = self.cluster_job(

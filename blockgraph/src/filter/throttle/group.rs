@@ -173,6 +173,19 @@ impl Group {
         if gate.waiting.load(Ordering::Acquire) != 0 {
             self.take_token(token(dir, span));
         }
+        self.pass(dir, span);
+    }
+
+    /// The request of any thread that has a token passes.
+    #[cfg(test)]
+    pub(super) fn begin_as(&self, token: Token) {
+        self.take_token(token);
+        self.pass(token.dir, token.span);
+    }
+
+    #[inline]
+    fn pass(&self, dir: Dir, span: Span) {
+        let gate = self.gate(dir);
         if gate.limited.load(Ordering::Acquire) {
             self.account(dir, span.len);
         }

@@ -8,6 +8,8 @@ mod group;
 mod limits;
 mod line;
 mod registry;
+#[cfg(test)]
+mod tests;
 
 pub use group::Group;
 pub use limits::{Limits, LimitsError, RATE_MAX, Rate};

@@ -1,11 +1,12 @@
 //! Opens qcow2 images: the file first, then what the image says it has besides.
 
+use super::super::gate::{Inherited, Named};
 use super::super::perm::{Perms, Wants};
 use super::super::{Access, Body, Common, Edge, Role, Shape};
 use super::{Child, Made, OpenError, Opening};
 use crate::driver::qcow2::check::{CheckError, repair_dirty};
 use crate::driver::qcow2::{Image, Options, Qcow2Error};
-use crate::node::NodeId;
+use crate::node::{Info, NodeId};
 use std::sync::Arc;
 
 /// A qcow2 image.
@@ -19,6 +20,8 @@ pub struct Qcow2Spec {
     pub backing: Backing,
     /// How it is to be used.
     pub options: Options,
+    /// How what it names is opened.
+    pub named: Named,
 }
 
 /// What is below an image.
@@ -44,6 +47,7 @@ impl Opening<'_> {
             data_file,
             backing,
             options,
+            named,
         } = spec;
         let (file, mut storage) = self.child(file, depth)?;
         let mut image = self.load(file, &options)?;
@@ -51,17 +55,23 @@ impl Opening<'_> {
             self.repair(file)?;
             image = self.load(file, &options)?;
         }
-        let data = match (data_file, image.has_data_file()) {
-            (Some(_), false) => return Err(Qcow2Error::DataFileStray.into()),
-            (None, true) => return Err(Qcow2Error::DataFileRequired.into()),
-            (None, false) => None,
-            (Some(child), true) => {
-                let (data, info) = self.child(child, depth)?;
-                storage = info;
-                Some(data)
+        let above = self.above.len();
+        self.above.extend(self.identity(file));
+        let data = self.data_file(data_file, &image, common, &named, depth)?;
+        if let Some((data, info)) = data {
+            storage = info;
+            self.above.extend(self.identity(data));
+        }
+        let data = data.map(|(data, _)| data);
+        let backing = match (backing, image.backing()) {
+            (Backing::Node(child), _) => Some(self.child(child, depth).map(|(id, _)| id)),
+            (Backing::Nothing, _) | (Backing::Stored, None) => None,
+            (Backing::Stored, Some(stored)) => {
+                Some(self.stored_backing(stored, file, common, &named, depth))
             }
         };
-        let backing = self.backing(backing, &image, depth)?;
+        let backing = backing.transpose().map_err(OpenError::of_backing)?;
+        self.above.truncate(above);
         let qcow2 = image.driver(storage, common.access)?;
         let edge = |role, option, child| Edge {
             role,
@@ -110,16 +120,24 @@ impl Opening<'_> {
         Ok(())
     }
 
-    fn backing(
+    fn data_file(
         &mut self,
-        backing: Backing,
+        given: Option<Child>,
         image: &Image,
+        common: Common,
+        named: &Named,
         depth: usize,
-    ) -> Result<Option<NodeId>, OpenError> {
-        match (backing, image.backing()) {
-            (Backing::Node(child), _) => Ok(Some(self.child(child, depth)?.0)),
-            (Backing::Nothing, _) | (Backing::Stored, None) => Ok(None),
-            (Backing::Stored, Some(stored)) => Err(OpenError::BackingByName(stored.name.clone())),
-        }
+    ) -> Result<Option<(NodeId, Info)>, OpenError> {
+        let child = match (given, image.has_data_file()) {
+            // Opened all the same, as in QEMU: what is wrong with it is said first.
+            (Some(child), false) => {
+                self.child(child, depth)?;
+                return Err(Qcow2Error::DataFileStray.into());
+            }
+            (None, false) => return Ok(None),
+            (Some(child), true) => child,
+            (None, true) => self.stored_data_file(image, &Inherited::child(common, named))?,
+        };
+        self.child(child, depth).map(Some)
     }
 }

@@ -1,0 +1,205 @@
+//! The NBD server as the daemon has it: at most one, with exports by id, and credentials by id beside it.
+
+use super::engines;
+use super::executor::Daemon;
+use super::sockets::{self, BoundPath};
+use crate::cli::{ExportOptions, NbdOptions, NbdServerOptions, TlsCredsX509Options, TlsEndpoint};
+use crate::export::nbd::{
+    AllocationDepth, NbdExportOptions, NbdServer, NbdServerOptions as Server, Writes,
+};
+use crate::open;
+use blockgraph::graph::Access;
+use blockgraph::graph::perm::{Attachment, Perms, Wants, attach};
+use blockgraph::tls::{Endpoint, SanityCheck, TlsCreds, TlsOptions, VerifyPeer};
+use blockgraph::{Graph, NodeId};
+use ring::Durability;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What of the daemon is about NBD.
+#[derive(Debug, Default)]
+pub(super) struct Nbd {
+    running: Option<Running>,
+    exports: Vec<NbdExport>,
+    creds: BTreeMap<String, Arc<TlsCreds>>,
+}
+
+/// The server.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) server: NbdServer,
+    /// Its socket, if we bound it; gone when this is.
+    pub(super) path: Option<BoundPath>,
+}
+
+/// An export of it.
+#[derive(Debug)]
+struct NbdExport {
+    id: String,
+    _attachment: Attachment,
+}
+
+impl Nbd {
+    /// The server, if there is one.
+    pub(super) fn running(&mut self) -> Option<&mut Running> {
+        self.running.as_mut()
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    pub(super) fn has_export(&self, id: &str) -> bool {
+        self.exports.iter().any(|export| export.id == id)
+    }
+
+    pub(super) fn has_creds(&self, id: &str) -> bool {
+        self.creds.contains_key(id)
+    }
+}
+
+impl Daemon {
+    /// Errors: the id is taken; what is wrong with the files, in QEMU's words.
+    pub(super) fn add_tls_creds(&mut self, options: TlsCredsX509Options) -> Result<(), String> {
+        self.check_object_id(&options.id)?;
+        let creds = TlsCreds::load(&TlsOptions {
+            dir: options.dir,
+            endpoint: match options.endpoint {
+                TlsEndpoint::Client => Endpoint::Client,
+                TlsEndpoint::Server => Endpoint::Server,
+            },
+            verify_peer: match options.verify_peer {
+                true => VerifyPeer::Yes,
+                false => VerifyPeer::No,
+            },
+            sanity_check: match options.sanity_check {
+                true => SanityCheck::Yes,
+                false => SanityCheck::No,
+            },
+        });
+        let creds = creds.map_err(|error| error.to_string())?;
+        self.nbd.creds.insert(options.id, Arc::new(creds));
+        Ok(())
+    }
+
+    /// Credentials by id. Errors: there are none.
+    pub(super) fn tls_creds(&self, id: &str) -> Result<&Arc<TlsCreds>, String> {
+        match self.nbd.creds.get(id) {
+            Some(creds) => Ok(creds),
+            None if self.has_object(id) => {
+                Err(format!("Object with id '{id}' is not TLS credentials"))
+            }
+            None => Err(format!("No TLS credentials with id '{id}'")),
+        }
+    }
+
+    /// Errors: there is one already; no such credentials, or not a server's; what is wrong with the address.
+    pub(super) fn start_nbd_server(&mut self, options: NbdServerOptions) -> Result<(), String> {
+        if self.nbd.is_running() {
+            return Err("NBD server already running".to_owned());
+        }
+        let tls = match &options.tls_creds {
+            None => None,
+            Some(id) => {
+                let config = self.tls_creds(id)?.server_config();
+                Some(config.map_err(|error| error.to_string())?)
+            }
+        };
+        let (listeners, path) = sockets::listen(&options.addr, &mut self.inherited)?;
+        let seconds = |s: u32| Duration::from_secs(u64::from(s));
+        let server = NbdServer::start(Server {
+            listeners,
+            tls,
+            connections_max: (options.max_connections > 0)
+                .then_some(options.max_connections as usize),
+            handshake_max: (options.handshake_max_s > 0).then(|| seconds(options.handshake_max_s)),
+            send_timeout: seconds(options.send_timeout_s),
+            current: self.current.clone(),
+            epochs: self.teams.epochs().clone(),
+        });
+        let server = server.map_err(|error| format!("cannot start the NBD server: {error}"))?;
+        self.nbd.running = Some(Running { server, path });
+        Ok(())
+    }
+
+    /// Errors: no server; the name is taken; the node may not be used so. The id is known to be free.
+    pub(super) fn add_nbd_export(
+        &mut self,
+        options: &ExportOptions,
+        kind: &NbdOptions,
+        node: NodeId,
+    ) -> Result<(), String> {
+        if options.iothread.is_some() {
+            // Each connection has a thread of its own, and would not run on that one.
+            return Err(
+                "'iothread' of an export of type 'nbd' is not supported by this version".to_owned(),
+            );
+        }
+        let graph = self.current.get();
+        let attachment = self.attach_nbd(&graph, node, options.writable)?;
+        let wish = engines::wish(&graph, node);
+        let engine = self.teams.engine(wish);
+        let Some(running) = &self.nbd.running else {
+            return Err("NBD server not running".to_owned());
+        };
+        let name = kind.name.clone().unwrap_or(options.node_name.clone());
+        let info = graph.info(node).ok_or("the node has no size")?;
+        let added = running.server.add(NbdExportOptions {
+            name: name.clone(),
+            description: kind.description.clone(),
+            node,
+            size_bytes: info.size_bytes,
+            block_bytes: block_bytes(&graph, node),
+            writes: match options.writable {
+                true => Writes::Allowed,
+                false => Writes::Refused,
+            },
+            durability: match options.writethrough {
+                true => Durability::Through,
+                false => Durability::Cached,
+            },
+            allocation_depth: match kind.allocation_depth {
+                true => AllocationDepth::Told,
+                false => AllocationDepth::Hidden,
+            },
+            engine,
+        });
+        if !added {
+            return Err(format!("NBD server already has export named '{name}'"));
+        }
+        self.nbd.exports.push(NbdExport {
+            id: options.id.clone(),
+            _attachment: attachment,
+        });
+        Ok(())
+    }
+
+    /// A client was told the size, so nobody may change it.
+    fn attach_nbd(
+        &self,
+        graph: &Graph,
+        node: NodeId,
+        writable: bool,
+    ) -> Result<Attachment, String> {
+        let access = graph.node(node).map(|node| node.common().access);
+        if writable && access == Some(Access::ReadOnly) {
+            return Err("Cannot export read-only node as writable".to_owned());
+        }
+        let wants = Wants {
+            needs: match writable {
+                true => Perms::READ_WRITE,
+                false => Perms::READ,
+            },
+            shares: Perms::ALL.without(Perms::RESIZE),
+        };
+        attach(&self.current, node, wants, None).map_err(|e| open::perm_refusal(&e).to_string())
+    }
+}
+
+/// What a protocol node's transfers must be multiples of; formats and filters take any.
+fn block_bytes(graph: &Graph, node: NodeId) -> u32 {
+    let files = graph.node(node).map_or(&[][..], |node| node.files());
+    let needs = files.iter().map(|file| file.align().offset_bytes);
+    needs.max().unwrap_or(1)
+}

@@ -1,0 +1,24 @@
+//! Nodes shown to NBD clients: one server, any number of exports, a thread for each connection.
+//!
+//! The rule: a client may send anything, at any speed, and read its replies or not; it never keeps a guest, the control
+//! thread or another client waiting, and what it can make us hold is bounded (`budget.rs`, `line.rs`, `outbox.rs`).
+
+mod admit;
+mod budget;
+mod desk;
+mod exports;
+mod handshake;
+mod input;
+mod line;
+mod options;
+mod outbox;
+mod pool;
+mod serve;
+mod server;
+mod session;
+mod status;
+mod transport;
+mod zeroing;
+
+pub use exports::{AllocationDepth, NbdExportOptions, Writes};
+pub use server::{NbdServer, NbdServerOptions, NbdStillBusy};

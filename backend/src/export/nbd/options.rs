@@ -1,0 +1,269 @@
+//! The options with a payload worth reading: INFO and GO, LIST_META_CONTEXT and SET_META_CONTEXT.
+//!
+//! The rule: a payload is read piece by piece, each only if the option still has as many bytes; every way out reads the
+//! rest first, so that the next option begins where it should.
+
+use super::exports::{Context, Export};
+use super::handshake::{Handshake, option_name};
+use super::line::{Gone, Line};
+use blockgraph::driver::nbd::wire::{
+    BlockSizes, Form, Info, InfoKind, MetaReply, OptionHead, OptionKind, OptionReplyKind,
+    STRING_BYTES_MAX,
+};
+use std::sync::Arc;
+
+/// No request may carry or ask for more data; QEMU's limit too.
+pub(super) const TRANSFER_BYTES_MAX: u32 = 32 << 20;
+/// What suits everybody.
+const PREFERRED_BYTES: u32 = 4096;
+
+/// What is left of an option's payload.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Payload {
+    pub(super) option: OptionKind,
+    pub(super) left_bytes: u32,
+}
+
+/// What is wrong with a payload.
+enum Wrong {
+    /// The connection.
+    Gone(Gone),
+    /// Something to be told, as NBD_REP_ERR_INVALID.
+    Invalid(String),
+}
+
+impl From<Gone> for Wrong {
+    fn from(gone: Gone) -> Wrong {
+        Wrong::Gone(gone)
+    }
+}
+
+impl Payload {
+    fn take(&mut self, line: &mut Line, to: &mut [u8]) -> Result<(), Wrong> {
+        let len = u32::try_from(to.len()).unwrap_or(u32::MAX);
+        let Some(left_bytes) = self.left_bytes.checked_sub(len) else {
+            return Err(self.inconsistent());
+        };
+        self.left_bytes = left_bytes;
+        Ok(line.read(to)?)
+    }
+
+    fn skip(&mut self, line: &mut Line, len_bytes: u32) -> Result<(), Wrong> {
+        let Some(left_bytes) = self.left_bytes.checked_sub(len_bytes) else {
+            return Err(self.inconsistent());
+        };
+        self.left_bytes = left_bytes;
+        Ok(line.skip(u64::from(len_bytes))?)
+    }
+
+    fn u16(&mut self, line: &mut Line) -> Result<u16, Wrong> {
+        let mut bytes = [0; 2];
+        self.take(line, &mut bytes)?;
+        Ok(u16::from_be_bytes(bytes))
+    }
+
+    fn u32(&mut self, line: &mut Line) -> Result<u32, Wrong> {
+        let mut bytes = [0; 4];
+        self.take(line, &mut bytes)?;
+        Ok(u32::from_be_bytes(bytes))
+    }
+
+    /// An export's name.
+    fn name(&mut self, line: &mut Line) -> Result<Vec<u8>, Wrong> {
+        let len = self.u32(line)?;
+        if len as usize > STRING_BYTES_MAX {
+            return Err(Wrong::Invalid(format!("Invalid name length: {len}")));
+        }
+        if len > self.left_bytes {
+            return Err(self.inconsistent());
+        }
+        let mut name = vec![0; len as usize];
+        self.take(line, &mut name)?;
+        if name.contains(&0) {
+            let option = option_name(self.option);
+            let text = format!("Unexpected embedded NUL in option {option}");
+            return Err(Wrong::Invalid(text));
+        }
+        Ok(name)
+    }
+
+    fn end(&self) -> Result<(), Wrong> {
+        match self.left_bytes {
+            0 => Ok(()),
+            _ => {
+                let option = option_name(self.option);
+                let text = format!("option '{option}' has unexpected length");
+                Err(Wrong::Invalid(text))
+            }
+        }
+    }
+
+    fn inconsistent(&self) -> Wrong {
+        let option = option_name(self.option);
+        Wrong::Invalid(format!("Inconsistent lengths in option {option}"))
+    }
+}
+
+/// Payload of INFO and GO.
+struct Wanted {
+    name: Vec<u8>,
+    tell_name: bool,
+}
+
+/// Payload of LIST_META_CONTEXT and SET_META_CONTEXT, its queries still unread.
+struct Queries {
+    name: Vec<u8>,
+    count: u32,
+}
+
+impl Handshake<'_> {
+    fn payload(head: OptionHead) -> Payload {
+        Payload {
+            option: head.kind,
+            left_bytes: head.len_bytes,
+        }
+    }
+
+    /// Answers with what is wrong.
+    fn refuse(&mut self, payload: Payload, wrong: Wrong) -> Result<(), Gone> {
+        match wrong {
+            Wrong::Gone(gone) => Err(gone),
+            Wrong::Invalid(text) => self.answer(payload, OptionReplyKind::Invalid, text.as_bytes()),
+        }
+    }
+
+    /// NBD_OPT_INFO and NBD_OPT_GO; the export, if there is one of that name.
+    pub(super) fn choose(&mut self, head: OptionHead) -> Result<Option<Arc<Export>>, Gone> {
+        let mut payload = Self::payload(head);
+        let wanted = match read_wanted(&mut payload, &mut self.line) {
+            Ok(wanted) => wanted,
+            Err(wrong) => return self.refuse(payload, wrong).map(|()| None),
+        };
+        let Some(export) = self.terms.exports.find(&wanted.name) else {
+            self.unknown_export(payload, &wanted.name)?;
+            return Ok(None);
+        };
+        self.tell(head.kind, &export, wanted.tell_name)?;
+        Ok(Some(export))
+    }
+
+    /// The name is told to who asks; the rest to everybody, as QEMU does.
+    fn tell(&mut self, option: OptionKind, export: &Arc<Export>, name: bool) -> Result<(), Gone> {
+        let options = &export.options;
+        let contexts = self.contexts_of(export).len();
+        let sizes = BlockSizes {
+            minimum_bytes: options.block_bytes,
+            preferred_bytes: PREFERRED_BYTES.max(options.block_bytes),
+            maximum_bytes: TRANSFER_BYTES_MAX,
+        };
+        let infos = [
+            name.then_some(Info::Name(&options.name)),
+            options.description.as_deref().map(Info::Description),
+            Some(Info::BlockSize(sizes)),
+            Some(Info::Export(export.head(self.form, contexts))),
+        ];
+        for info in infos.into_iter().flatten() {
+            let mut bytes = Vec::new();
+            info.encode(&mut bytes);
+            self.reply(option, OptionReplyKind::Info, &bytes)?;
+        }
+        self.reply(option, OptionReplyKind::Ack, &[])
+    }
+
+    /// NBD_OPT_LIST_META_CONTEXT and NBD_OPT_SET_META_CONTEXT.
+    pub(super) fn meta(&mut self, head: OptionHead) -> Result<(), Gone> {
+        let mut payload = Self::payload(head);
+        let sets = head.kind == OptionKind::SetMetaContext;
+        if sets {
+            self.chosen = None;
+            if self.form == Form::Simple {
+                let option = option_name(head.kind);
+                let text =
+                    format!("request option '{option}' when structured reply is not negotiated");
+                return self.answer(payload, OptionReplyKind::Invalid, text.as_bytes());
+            }
+        }
+        let queries = match read_queries(&mut payload, &mut self.line) {
+            Ok(queries) => queries,
+            Err(wrong) => return self.refuse(payload, wrong),
+        };
+        let Some(export) = self.terms.exports.find(&queries.name) else {
+            return self.unknown_export(payload, &queries.name);
+        };
+        let found = match self.find_contexts(&mut payload, &export, queries.count) {
+            Ok(found) => found,
+            Err(wrong) => return self.refuse(payload, wrong),
+        };
+        for context in &found {
+            let mut bytes = Vec::new();
+            let id = if sets { context.id() } else { 0 };
+            let name = context.name();
+            MetaReply { id, name }.encode(&mut bytes);
+            self.reply(head.kind, OptionReplyKind::MetaContext, &bytes)?;
+        }
+        if sets {
+            self.chosen = Some((export, found));
+        }
+        self.reply(head.kind, OptionReplyKind::Ack, &[])
+    }
+
+    /// The export's contexts that any of the queries names, each once and in the export's order.
+    fn find_contexts(
+        &mut self,
+        payload: &mut Payload,
+        export: &Export,
+        count: u32,
+    ) -> Result<Vec<Context>, Wrong> {
+        let lists = payload.option == OptionKind::ListMetaContext;
+        let all = export.contexts();
+        if lists && count == 0 {
+            payload.end()?;
+            return Ok(all.to_vec());
+        }
+        let mut found = vec![false; all.len()];
+        for _ in 0..count {
+            let Some(query) = read_query(payload, &mut self.line)? else {
+                continue;
+            };
+            for (found, context) in found.iter_mut().zip(all) {
+                // "wildcards" are for listings: a bare namespace stands for all in it.
+                let whole = lists && query == context.namespace().as_bytes();
+                *found |= whole || query == context.name().as_bytes();
+            }
+        }
+        payload.end()?;
+        let named = all.iter().zip(found).filter(|(_, found)| *found);
+        Ok(named.map(|(context, _)| *context).collect())
+    }
+}
+
+fn read_wanted(payload: &mut Payload, line: &mut Line) -> Result<Wanted, Wrong> {
+    let name = payload.name(line)?;
+    let count = payload.u16(line)?;
+    let mut tell_name = false;
+    for _ in 0..count {
+        let kind = InfoKind::from_number(payload.u16(line)?);
+        tell_name |= kind == InfoKind::Name;
+    }
+    payload.end()?;
+    Ok(Wanted { name, tell_name })
+}
+
+fn read_queries(payload: &mut Payload, line: &mut Line) -> Result<Queries, Wrong> {
+    let name = payload.name(line)?;
+    let count = payload.u32(line)?;
+    Ok(Queries { name, count })
+}
+
+/// One query; `None` if it is longer than any context's name.
+fn read_query(payload: &mut Payload, line: &mut Line) -> Result<Option<Vec<u8>>, Wrong> {
+    const NAME_BYTES_MAX: u32 = 64;
+    let len = payload.u32(line)?;
+    if len > NAME_BYTES_MAX {
+        payload.skip(line, len)?;
+        return Ok(None);
+    }
+    let mut query = vec![0; len as usize];
+    payload.take(line, &mut query)?;
+    Ok(Some(query))
+}

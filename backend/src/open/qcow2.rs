@@ -1,0 +1,116 @@
+//! The options of qcow2 images, and the names in them that are no paths.
+
+use super::{child, node_spec};
+use crate::cli::{
+    self, BlockdevOptions, ChildRef, ImageNames, NodeCommon, Object, Qcow2Options, Refusal,
+    Spelling, child_blockdev, parse_json,
+};
+use blockgraph::driver::file::{Cache, Flushes};
+use blockgraph::driver::qcow2::Options;
+use blockgraph::driver::qcow2::cache::CacheOptions;
+use blockgraph::graph::gate::{Inherited, Named, Names, Parsed, Parser, UnknownFormat};
+use blockgraph::graph::open::{Backing, DriverSpec, Qcow2Spec};
+use blockgraph::graph::{Access, DetectZeroes, DiscardPolicy, Sharing};
+use serde_json::Value;
+
+pub(super) fn spec(image: Qcow2Options, common: &NodeCommon) -> Result<DriverSpec, Refusal> {
+    if image.encrypt.is_some() {
+        return Err(Refusal::new("'encrypt' is not supported by this version"));
+    }
+    let named = named(&image, common);
+    Ok(DriverSpec::Qcow2(Box::new(Qcow2Spec {
+        options: options(&image),
+        file: child(image.file)?,
+        data_file: image.data_file.map(child).transpose()?,
+        backing: match image.backing {
+            cli::Backing::AsTheImageSays => Backing::Stored,
+            cli::Backing::Nothing => Backing::Nothing,
+            cli::Backing::Child(backing) => Backing::Node(child(backing)?),
+        },
+        named,
+    })))
+}
+
+fn options(image: &Qcow2Options) -> Options {
+    Options {
+        snapshot: image.snapshot.clone(),
+        cache: CacheOptions {
+            total: image.cache.size_bytes,
+            l2: image.cache.l2_size_bytes,
+            l2_entry: image.cache.l2_entry_size_bytes,
+            refcount: image.cache.refcount_size_bytes,
+            clean_interval_s: image.cache.clean_interval_s.map(u64::from),
+        },
+    }
+}
+
+fn named(image: &Qcow2Options, common: &NodeCommon) -> Named {
+    Named {
+        cache: super::cache(common),
+        flushes: super::flushes(common),
+        names: match image.image_names {
+            ImageNames::Paths => Names::Paths,
+            ImageNames::Any => Names::Any(Parser(parse_name)),
+        },
+        unknown_format: match image.probe_backing {
+            false => UnknownFormat::Refuse,
+            true => UnknownFormat::Probe,
+        },
+    }
+}
+
+/// A name in an image that is no path, where the user allowed those.
+fn parse_name(name: &str, inherited: &Inherited) -> Result<Parsed, String> {
+    let Some(json) = name.strip_prefix("json:") else {
+        let protocol = name.split(':').next().unwrap_or_default();
+        return Err(format!(
+            "'{protocol}:' names are not supported by this version; 'json:' is"
+        ));
+    };
+    let wrong = |error: Refusal| format!("Could not parse the JSON options: {error}");
+    let Value::Object(members) = parse_json(json).map_err(wrong)? else {
+        return Err("Could not parse the JSON options: not an object".to_owned());
+    };
+    let object = Object::root(members, Spelling::Json);
+    let options = child_blockdev(object, &common(inherited)).map_err(|error| error.to_string())?;
+    check_read_only(&options)?;
+    let spec = node_spec(options).map_err(|error| error.to_string())?;
+    Ok(Parsed::Node(spec))
+}
+
+/// An image may say where its backing file is, but not that it be written to.
+fn check_read_only(options: &BlockdevOptions) -> Result<(), String> {
+    if !options.common.read_only {
+        return Err("a backing file that an image names is read-only".to_owned());
+    }
+    options.driver.children().try_for_each(|child| match child {
+        ChildRef::Inline(child) => check_read_only(child),
+        ChildRef::Node(name) => Err(format!(
+            "an image cannot refer to the node '{name}' of this process"
+        )),
+    })
+}
+
+fn common(inherited: &Inherited) -> NodeCommon {
+    let Inherited {
+        common,
+        cache,
+        flushes,
+    } = inherited;
+    NodeCommon {
+        discard: match common.discard {
+            DiscardPolicy::Ignore => cli::Discard::Ignore,
+            DiscardPolicy::Unmap => cli::Discard::Unmap,
+        },
+        cache_direct: *cache == Cache::Direct,
+        cache_no_flush: *flushes == Flushes::Nothing,
+        read_only: common.access == Access::ReadOnly,
+        auto_read_only: false,
+        force_share: common.sharing == Sharing::Forced,
+        detect_zeroes: match common.detect_zeroes {
+            DetectZeroes::Off => cli::DetectZeroes::Off,
+            DetectZeroes::On => cli::DetectZeroes::On,
+            DetectZeroes::Unmap => cli::DetectZeroes::Unmap,
+        },
+    }
+}
