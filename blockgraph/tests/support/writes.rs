@@ -5,7 +5,7 @@ use super::{Bench, Chance, common, file_options, inline, span};
 use blockgraph::driver::file::{Cache, FileOptions, Locking};
 use blockgraph::driver::qcow2::Options;
 use blockgraph::graph::Body;
-use blockgraph::graph::open::named::Named;
+use blockgraph::graph::gate::Named;
 use blockgraph::graph::open::{Backing, Child, DriverSpec, FileSpec, NodeSpec, Qcow2Spec};
 use blockgraph::node::{NodeId, Outcome};
 use blockgraph::{Kind, Started, Unmap};
