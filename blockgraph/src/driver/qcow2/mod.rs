@@ -170,7 +170,10 @@ impl Driver for Qcow2 {
         let Some(found) = self.l2.find(at.slice) else {
             return Map::Slow;
         };
-        let run = extent(&self.geometry, span, |index| found.entry(index));
+        let run = match found.is_blank() {
+            true => Ok((Part::Below { host: None }, self.rest_of_slice(span).len)),
+            false => extent(&self.geometry, span, |index| found.entry(index)),
+        };
         if !found.holds() {
             return Map::Slow;
         }

@@ -50,7 +50,8 @@ impl Qcow2 {
     /// The part of `span` that is described by the slice in which it begins.
     pub(super) fn rest_of_slice(&self, span: Span) -> Span {
         let slice_bytes = self.geometry.slice_guest_bytes();
-        span.first(slice_bytes - span.at % slice_bytes)
+        // A power of two.
+        span.first(slice_bytes - (span.at & (slice_bytes - 1)))
     }
 
     /// Fills `mem` from a run that begins at guest byte `guest`; `None` if that is done.

@@ -1,6 +1,7 @@
 //! Slices come from disk: one reader per slice, everybody else waits for it.
 
-use super::{Cache, Slot, State, slice_of};
+use super::tag::Holds;
+use super::{Cache, Slot, State};
 use crate::io::Io;
 use crate::node::NodeId;
 use ring::{Errno, Mem};
@@ -150,11 +151,19 @@ impl Cache {
             each_word(mem, self.slice_words, |at, word| words[at] = word);
             return View::Copy(words, self.entry_words);
         };
-        let sequence = self.begin_change(slot);
-        let words = self.words_of(slot);
-        each_word(mem, self.slice_words, |at, word| {
-            words[at].store(word, Ordering::Relaxed);
-        });
+        let tag = self.begin_change(slot);
+        // A slice without entries takes no memory.
+        let mem = mem.filter(|mem| !mem.is_zero());
+        let holds = match mem {
+            None => Holds::Blank(slice),
+            Some(mem) => {
+                let words = self.words_of(slot);
+                each_word(Some(mem), self.slice_words, |at, word| {
+                    words[at].store(word, Ordering::Relaxed);
+                });
+                Holds::Stored(slice)
+            }
+        };
         let State {
             used,
             holders,
@@ -165,7 +174,7 @@ impl Cache {
         holders.store(1, Ordering::Release);
         changes.store(0, Ordering::Release);
         written.store(0, Ordering::Release);
-        self.end_change(slot, Some(slice), sequence);
+        self.end_change(slot, tag, holds);
         let cache = self;
         View::Cached(Slot { cache, slot, slice })
     }
@@ -173,7 +182,7 @@ impl Cache {
     /// A slot of the slice's set that is empty, or else the first that the clock's hand finds unused.
     fn victim(&self, loads: &mut Loads, slice: u64) -> Option<usize> {
         let set = self.set(slice);
-        let is_empty = |slot: &usize| slice_of(self.tags[*slot].load(Ordering::Relaxed)).is_none();
+        let is_empty = |slot: &usize| self.tag(*slot).slice().is_none();
         if let Some(slot) = set.clone().find(is_empty) {
             return Some(slot);
         }

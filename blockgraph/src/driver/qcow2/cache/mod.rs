@@ -12,6 +12,7 @@
 mod clean;
 mod load;
 mod sizes;
+mod tag;
 
 pub use clean::{Cleaning, clean_every};
 pub use load::{Miss, OnDisk, View};
@@ -24,10 +25,8 @@ use ring::words::PAGE_WORDS;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use tag::{Holds, Tag};
 
-/// Low bits of a tag: the sequence number. The others are the slice's number plus one, or zero for an empty slot.
-const SEQUENCE_BITS: u32 = 24;
-const SEQUENCE: u64 = (1 << SEQUENCE_BITS) - 1;
 /// A set has at least so many slots, unless the whole cache has fewer.
 const WAYS_MIN: usize = 8;
 
@@ -76,7 +75,7 @@ pub struct Cache {
 pub struct Found<'a> {
     cache: &'a Cache,
     slot: usize,
-    tag: u64,
+    tag: Tag,
 }
 
 /// A slice that stays cached as long as this lives.
@@ -90,14 +89,6 @@ pub struct Slot<'a> {
 /// A moment in the life of a slot, to be given to [`Slot::written`] when what it held then is on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark(u32);
-
-fn slice_of(tag: u64) -> Option<u64> {
-    (tag >> SEQUENCE_BITS).checked_sub(1)
-}
-
-fn is_changing(tag: u64) -> bool {
-    tag & 1 != 0
-}
 
 impl Cache {
     /// A cache of `slots` slices (at least two). Its memory is taken as slices are loaded. Errors: ENOMEM.
@@ -136,11 +127,10 @@ impl Cache {
 
     /// Looks a slice up. Lock-free; `None` if it is not cached or just being changed.
     pub fn find(&self, slice: u64) -> Option<Found<'_>> {
-        let set = self.set(slice);
-        for slot in set {
-            let tag = self.tags[slot].load(Ordering::Acquire);
-            if slice_of(tag) == Some(slice) {
-                if is_changing(tag) {
+        for slot in self.set(slice) {
+            let tag = self.tag(slot);
+            if tag.slice() == Some(slice) {
+                if tag.is_changing() {
                     return None;
                 }
                 let used = &self.states[slot].used;
@@ -204,8 +194,7 @@ impl Cache {
         let group = (PAGE_WORDS / self.slice_words).max(1);
         for first in (0..self.tags.len()).step_by(group) {
             let last = (first + group).min(self.tags.len());
-            let is_empty = |tag: &AtomicU64| slice_of(tag.load(Ordering::Relaxed)).is_none();
-            if self.tags[first..last].iter().all(is_empty) {
+            if (first..last).all(|slot| self.tag(slot).slice().is_none()) {
                 self.words
                     .release(first * self.slice_words..last * self.slice_words);
             }
@@ -222,10 +211,13 @@ impl Cache {
         first..first + self.ways
     }
 
+    fn tag(&self, slot: usize) -> Tag {
+        Tag(self.tags[slot].load(Ordering::Acquire))
+    }
+
     fn slot_of(&self, slice: u64) -> Option<usize> {
-        let tag = |slot: usize| self.tags[slot].load(Ordering::Acquire);
         self.set(slice)
-            .find(|slot| slice_of(tag(*slot)) == Some(slice))
+            .find(|slot| self.tag(*slot).slice() == Some(slice))
     }
 
     fn take(&self, _lock: &MutexGuard<'_, Loads>, slice: u64) -> Option<Slot<'_>> {
@@ -236,24 +228,23 @@ impl Cache {
         Some(Slot { cache, slot, slice })
     }
 
-    /// Begins to change the words of a slot; returns the tag for when they have been.
-    fn begin_change(&self, slot: usize) -> u64 {
-        let tag = self.tags[slot].load(Ordering::Relaxed);
-        let odd = (tag & !SEQUENCE) | (tag.wrapping_add(1) & SEQUENCE);
-        self.tags[slot].store(odd, Ordering::Relaxed);
+    /// Begins to change the words of a slot; returns what to end it with.
+    fn begin_change(&self, slot: usize) -> Tag {
+        let tag = self.tag(slot).changing();
+        self.tags[slot].store(tag.0, Ordering::Relaxed);
         // Whoever reads a word that is stored from here on will find the tag changed.
         fence(Ordering::Release);
-        odd.wrapping_add(1) & SEQUENCE
+        tag
     }
 
-    fn end_change(&self, slot: usize, slice: Option<u64>, sequence: u64) {
-        let name = slice.map_or(0, |slice| slice + 1);
-        self.tags[slot].store(name << SEQUENCE_BITS | sequence, Ordering::Release);
+    fn end_change(&self, slot: usize, changing: Tag, holds: Holds) {
+        let tag = changing.changed(holds);
+        self.tags[slot].store(tag.0, Ordering::Release);
     }
 
     fn empty(&self, slot: usize) {
-        let sequence = self.begin_change(slot);
-        self.end_change(slot, None, sequence);
+        let tag = self.begin_change(slot);
+        self.end_change(slot, tag, Holds::Nothing);
     }
 
     fn words_of(&self, slot: usize) -> &[AtomicU64] {
@@ -261,7 +252,11 @@ impl Cache {
         &self.words[first..first + self.slice_words]
     }
 
-    fn entry_of(&self, slot: usize, index: usize) -> [u64; 2] {
+    #[inline]
+    fn entry_of(&self, slot: usize, tag: Tag, index: usize) -> [u64; 2] {
+        if tag.is_blank() {
+            return [0, 0];
+        }
         // Out of range would be another slice's entry; the mask keeps a wrong index within this one.
         let at = (index * self.entry_words) & (self.slice_words - 1);
         let words = self.words_of(slot);
@@ -276,14 +271,21 @@ impl Cache {
 
 impl Found<'_> {
     /// The words of one entry (the second is zero where entries have one).
+    #[inline]
     pub fn entry(&self, index: usize) -> [u64; 2] {
-        self.cache.entry_of(self.slot, index)
+        self.cache.entry_of(self.slot, self.tag, index)
+    }
+
+    /// Is nothing described by it? Then all its words are zero.
+    #[inline]
+    pub fn is_blank(&self) -> bool {
+        self.tag.is_blank()
     }
 
     /// Was it this slice, unchanged, all the while?
     pub fn holds(&self) -> bool {
         fence(Ordering::Acquire);
-        self.cache.tags[self.slot].load(Ordering::Relaxed) == self.tag
+        self.cache.tags[self.slot].load(Ordering::Relaxed) == self.tag.0
     }
 }
 
@@ -296,11 +298,11 @@ impl Slot<'_> {
     /// The words of one entry. If another thread is just changing it, either what was or what will be.
     pub fn entry(&self, index: usize) -> [u64; 2] {
         loop {
-            let tag = self.cache.tags[self.slot].load(Ordering::Acquire);
-            if !is_changing(tag) {
-                let words = self.cache.entry_of(self.slot, index);
+            let tag = self.cache.tag(self.slot);
+            if !tag.is_changing() {
+                let words = self.cache.entry_of(self.slot, tag, index);
                 fence(Ordering::Acquire);
-                if self.cache.tags[self.slot].load(Ordering::Relaxed) == tag {
+                if self.cache.tags[self.slot].load(Ordering::Relaxed) == tag.0 {
                     return words;
                 }
             }
@@ -317,6 +319,7 @@ impl Slot<'_> {
         cache.states[self.slot]
             .changes
             .fetch_add(1, Ordering::AcqRel);
+        self.fill_blank();
         let before = slots_words[at].load(Ordering::Relaxed);
         if is_compressed(before) || is_compressed(words[0]) {
             cache.compressed_changes.fetch_add(1, Ordering::AcqRel);
@@ -326,10 +329,21 @@ impl Slot<'_> {
             slots_words[at].store(words[0], Ordering::Release);
             return;
         }
-        let sequence = cache.begin_change(self.slot);
+        let tag = cache.begin_change(self.slot);
         slots_words[at].store(words[0], Ordering::Relaxed);
         slots_words[at + 1].store(words[1], Ordering::Relaxed);
-        cache.end_change(self.slot, Some(self.slice), sequence);
+        cache.end_change(self.slot, tag, Holds::Stored(self.slice));
+    }
+
+    /// Stores the words of a slice that had none.
+    fn fill_blank(&self) {
+        let cache = self.cache;
+        if cache.tag(self.slot).is_blank() {
+            let tag = cache.begin_change(self.slot);
+            let words = cache.words_of(self.slot).iter();
+            words.for_each(|word| word.store(0, Ordering::Relaxed));
+            cache.end_change(self.slot, tag, Holds::Stored(self.slice));
+        }
     }
 
     /// Is there a change that is not on disk?
@@ -352,6 +366,9 @@ impl Slot<'_> {
     /// may, or a reader who does not mind an entry changed meanwhile.
     pub fn bytes(&self, first: usize, count: usize) -> Vec<u8> {
         let size = self.cache.entry_words;
+        if self.cache.tag(self.slot).is_blank() {
+            return vec![0; count * size * 8];
+        }
         let words = &self.cache.words_of(self.slot)[first * size..(first + count) * size];
         let word = |word: &AtomicU64| word.load(Ordering::Relaxed).to_be_bytes();
         words.iter().flat_map(word).collect()

@@ -81,6 +81,26 @@ fn dirty_and_held_slices_stay_and_others_make_room() {
 }
 
 #[test]
+fn a_blank_slice_that_is_changed_is_zero_everywhere_else() {
+    for words in [Words::One, Words::Two] {
+        let cache = cache(words, 2);
+        // Whatever was in the slots before.
+        for number in 0..4 {
+            keep(&cache, number, u64::MAX);
+        }
+        drop(cache.keep(9, None));
+        assert!(cache.find(9).is_some_and(|found| found.is_blank()));
+        assert_eq!(cache.lookup(9, 5), Some([0, 0]));
+        let slot = cache.resident(9).expect("cached");
+        assert_eq!(slot.bytes(3, 1), vec![0; slot.bytes(0, 1).len()]);
+        slot.set(5, [3, 0]);
+        assert!(cache.find(9).is_some_and(|found| !found.is_blank()));
+        assert_eq!((slot.entry(5), slot.entry(6)), ([3, 0], [0, 0]));
+        assert_eq!(cache.lookup(9, 4), Some([0, 0]));
+    }
+}
+
+#[test]
 fn clear_refuses_while_something_is_dirty() {
     let cache = cache(Words::Two, 16);
     keep(&cache, 3, 9);
