@@ -4,6 +4,7 @@
 //! answers [`Map::Slow`] (or "not ready") and runs as `serve` (or `before`). See `map.rs` for the eight rules.
 
 use crate::driver::file::LockError;
+use crate::filter::blkdebug::BlkdebugEvent;
 use crate::graph::perm::Wants;
 use crate::graph::{Edge, Role};
 use crate::io::Io;
@@ -193,6 +194,9 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// [`Driver::shown`].
     fn info(&self) -> Info;
 
+    /// The parent tells what it is about to do ([`Io::event`]); only blkdebug cares.
+    fn event(&self, _event: BlkdebugEvent) {}
+
     /// What a driver that filters a child shows instead of what that child does ([`crate::graph::Shape::Filter`]).
     fn shown(&self) -> Shown {
         Shown::default()
@@ -231,6 +235,11 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// The file it is, for a node that is one.
     fn origin(&self) -> Option<&Origin> {
         None
+    }
+
+    /// Bytes of storage that it takes up, without what is below it in a backing chain. Errors: ENOTSUP where nobody knows.
+    fn allocated<'a>(&'a self, _io: &'a Io) -> Local<'a, Result<u64, Errno>> {
+        Box::pin(async { Err(Errno::NOTSUP) })
     }
 
     /// Changes the size. Errors: ENOTSUP where the node has no say in it.

@@ -89,7 +89,7 @@ fn a_disk_over_tls_equals_the_model() {
         let more = ["--object", &object, "--tls-creds", "t"];
         let _running = nbd::qemu_nbd(&server, &disk, "raw", &more);
         let mut options = nbd::options(&server);
-        options.tls = Some(nbd::tls(keys.path(), Some("localhost")));
+        options.tls = nbd::tls(keys.path(), Some("localhost"));
         let mut bench = bench(mode);
         let node = bench.open(nbd::node(options));
         model::check(&mut bench, node, seed, SIZE, 250);
@@ -338,7 +338,7 @@ fn tls_mismatches_are_in_the_words_of_qemu() {
     let server = nbd::unix(dir.path());
     let with_tls = |keys: &Path, name: &str| {
         let mut options = nbd::options(&server);
-        options.tls = Some(nbd::tls(keys, Some(name)));
+        options.tls = nbd::tls(keys, Some(name));
         options
     };
     let running = nbd::qemu_nbd(&server, &disk, "raw", &[]);

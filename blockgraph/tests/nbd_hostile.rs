@@ -367,7 +367,7 @@ fn lies_about_tls_are_refused() {
         ),
     ];
     for (name, act, expected) in cases {
-        let with_tls = |o: &mut NbdOptions| o.tls = Some(nbd::tls(keys.path(), Some("localhost")));
+        let with_tls = |o: &mut NbdOptions| o.tls = nbd::tls(keys.path(), Some("localhost"));
         let said = refusal_of(name, with_tls, *act);
         assert!(said.contains(expected), "{name}: {said}");
     }

@@ -5,6 +5,7 @@
 
 mod filters;
 mod nbd;
+mod nbd_client;
 mod qcow2;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use super::error::Refusal;
 pub use filters::*;
 pub use nbd::*;
+pub use nbd_client::*;
 pub use qcow2::*;
 
 /// The whole command line, once help, version and wrong options are out of the way.
@@ -158,6 +160,8 @@ pub enum DriverOptions {
     Preallocate(PreallocateOptions),
     /// `blkdebug`: errors made to order.
     Blkdebug(Box<BlkdebugOptions>),
+    /// `nbd`: a disk that a server has.
+    Nbd(Box<NbdClientOptions>),
 }
 
 /// `file` and `host_device`
@@ -231,6 +235,7 @@ impl DriverOptions {
             Self::File(_) | Self::HostDevice(_) | Self::NullCo(_) | Self::NullAio(_) => {
                 (None, [None, None])
             }
+            Self::Nbd(_) => (None, [None, None]),
             Self::Raw(raw) => (Some(&raw.file), [None, None]),
             Self::Delay(delay) => (Some(&delay.file), [None, None]),
             Self::CopyOnRead(filter) => (Some(&filter.file), [None, None]),

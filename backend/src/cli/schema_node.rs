@@ -6,6 +6,7 @@
 mod blkdebug;
 mod file;
 mod filters;
+mod nbd;
 mod plain;
 mod qcow2;
 
@@ -30,6 +31,7 @@ enum Driver {
     Compress,
     Preallocate,
     Blkdebug,
+    Nbd,
     Unsupported(&'static str),
 }
 
@@ -46,6 +48,7 @@ const DRIVERS: &[(&str, Driver)] = &[
     ("preallocate", Driver::Preallocate),
     ("copy-on-read", Driver::CopyOnRead),
     ("compress", Driver::Compress),
+    ("nbd", Driver::Nbd),
     ("blkdebug", Driver::Blkdebug),
     ("blklogwrites", Driver::Unsupported("blklogwrites")),
     ("blkreplay", Driver::Unsupported("blkreplay")),
@@ -65,7 +68,6 @@ const DRIVERS: &[(&str, Driver)] = &[
     ("https", Driver::Unsupported("https")),
     ("iscsi", Driver::Unsupported("iscsi")),
     ("luks", Driver::Unsupported("luks")),
-    ("nbd", Driver::Unsupported("nbd")),
     ("nfs", Driver::Unsupported("nfs")),
     ("nvme", Driver::Unsupported("nvme")),
     ("parallels", Driver::Unsupported("parallels")),
@@ -258,6 +260,7 @@ fn driver_options(
         Driver::Compress => DriverOptions::Compress(filters::compress(o, common, checks)?),
         Driver::Preallocate => DriverOptions::Preallocate(filters::preallocate(o, common, checks)?),
         Driver::Blkdebug => DriverOptions::Blkdebug(Box::new(blkdebug::read(o, common, own)?)),
+        Driver::Nbd => DriverOptions::Nbd(Box::new(nbd::read(o, own)?)),
         Driver::Unsupported(name) => {
             return Err(Refusal::unsupported(format_args!("driver '{name}'")));
         }

@@ -1,5 +1,6 @@
 //! Whole command lines and what they come to.
 
+mod nbd;
 mod nodes;
 
 use super::*;

@@ -3,9 +3,13 @@
 use super::engines::{self, Teams, check_engines};
 use super::nbd::Nbd;
 use super::sockets::{self, BoundPath};
-use crate::cli::{BlockdevOptions, Command, ExportKind, ExportOptions, ObjectOptions};
+use crate::cli::{
+    BlockdevOptions, ChildRef, Command, DriverOptions, ExportKind, ExportOptions, NbdServerAt,
+    ObjectOptions,
+};
 use crate::export::VhostUserBlk;
 use crate::open;
+use crate::process::connected_stream;
 use crate::queue::Crew;
 use crate::vhost::DoorEvent;
 use crate::virtio_blk::{Cache, Disk, DiskOptions};
@@ -123,12 +127,29 @@ impl Daemon {
 
     fn add_node(&mut self, options: BlockdevOptions) -> Result<(), String> {
         check_engines(&options)?;
+        self.offer_sockets(&options)?;
         let opened = blockgraph::graph::open::open(
             &self.current,
             open::node_spec(options).map_err(|e| e.to_string())?,
             &mut self.control,
         );
         opened.map_err(|e| open::open_refusal(&e).to_string())?;
+        Ok(())
+    }
+
+    /// Inherited sockets that nodes ask for by number. Errors: in QSD's words.
+    fn offer_sockets(&mut self, options: &BlockdevOptions) -> Result<(), String> {
+        if let DriverOptions::Nbd(nbd) = &options.driver
+            && let NbdServerAt::ConnectedFd(fd) = nbd.server
+        {
+            let socket = connected_stream(&mut self.inherited, fd).map_err(|e| e.to_string())?;
+            self.control.resources.put_socket(fd, socket);
+        }
+        for child in options.driver.children() {
+            if let ChildRef::Inline(child) = child {
+                self.offer_sockets(child)?;
+            }
+        }
         Ok(())
     }
 

@@ -79,7 +79,9 @@ impl Daemon {
             },
         });
         let creds = creds.map_err(|error| error.to_string())?;
-        self.nbd.creds.insert(options.id, Arc::new(creds));
+        let creds = Arc::new(creds);
+        self.control.resources.put_creds(&options.id, creds.clone());
+        self.nbd.creds.insert(options.id, creds);
         Ok(())
     }
 

@@ -7,8 +7,12 @@ use blockgraph::{Event, Graph, Kind, Lane, Mode, NodeId, Span, Started};
 use ring::{Choice, Ring, Wait};
 use std::time::{Duration, Instant};
 
+/// How long what waits for another machine is let wait. Then it is told to end.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How long sessions may take to drain. Beyond it some disk is stuck, and waiting longer helps nobody.
 const DRAIN: Duration = Duration::from_secs(8);
+/// When flushes that wait for another machine are told to end, so that they still can.
+const LAST_CALL: Duration = Duration::from_secs(9);
 /// How long all of it may take: whatever draining took, the flush has the rest.
 const END: Duration = Duration::from_secs(10);
 
@@ -50,8 +54,12 @@ impl Daemon {
         if let Some(running) = self.nbd.running() {
             running.path = None;
         }
-        let drained = self.drain(begun + DRAIN);
-        let flushed = self.flush(begun + END);
+        let mut drained = self.drain(begun + PATIENCE);
+        if drained.is_err() {
+            self.cancel();
+            drained = self.drain(begun + DRAIN);
+        }
+        let flushed = self.flush(begun + LAST_CALL, begun + END);
         if drained.is_err() {
             std::mem::forget(self);
             return drained.and(flushed);
@@ -77,8 +85,17 @@ impl Daemon {
         result
     }
 
+    /// Nobody waits for servers any longer.
+    fn cancel(&self) {
+        for (_, node) in self.current.get().nodes() {
+            if let Body::Driver(driver) = node.body() {
+                driver.cancel();
+            }
+        }
+    }
+
     /// Threads, not io_uring: one flush for each node is no reason to set up a ring, and they are never refused.
-    fn flush(&self, deadline: Instant) -> Result<(), Unclean> {
+    fn flush(&self, last_call: Instant, deadline: Instant) -> Result<(), Unclean> {
         let ring = Ring::new(Choice::Threads)?;
         let epochs = self.teams.epochs().clone();
         let mut lane = Lane::new(ring, self.current.clone(), epochs, Mode::Fast);
@@ -89,8 +106,15 @@ impl Daemon {
             debug_assert_ne!(started, Started::Full, "a flush is served, never mapped");
         }
         let mut result = Ok(());
+        let mut called = false;
         while lane.in_flight() > 0 {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let until = if called { deadline } else { last_call };
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() && !called {
+                called = true;
+                self.cancel();
+                continue;
+            }
             if left.is_zero() {
                 // Dropping it would wait for what is stuck.
                 std::mem::forget(lane);

@@ -10,7 +10,9 @@ use std::io;
 pub use activation::{activated_fds, notify_ready};
 pub use daemon::{Background, Daemon, enter_background};
 pub use pidfile::{PidFile, PidFileError};
-pub use socket::{SocketError, connected_socket, listening_socket, stream_listener};
+pub use socket::{
+    SocketError, connected_socket, connected_stream, listening_socket, stream_listener,
+};
 
 /// The kernel's words for an error, without the number that std adds: what C programs print, and QEMU's messages end with.
 pub fn error_text(error: &io::Error) -> String {

@@ -61,6 +61,19 @@ pub fn connected_socket(inherited: &mut Inherited, fd: RawFd) -> Result<UnixStre
     }
 }
 
+/// Takes descriptor `fd` as a stream socket of any family with a server at its other end.
+///
+/// # Errors
+/// What it is instead; it is closed then.
+pub fn connected_stream(inherited: &mut Inherited, fd: RawFd) -> Result<OwnedFd, SocketError> {
+    let socket = inherited.take(fd).ok_or(SocketError::NotASocket(fd))?;
+    let kind = sockopt::socket_type(&socket).map_err(|_| SocketError::NotASocket(fd))?;
+    match rustix::net::getpeername(&socket) {
+        Ok(_) if kind == SocketType::STREAM => Ok(socket),
+        _ => Err(SocketError::NotConnected(fd)),
+    }
+}
+
 fn unix_stream(inherited: &mut Inherited, fd: RawFd) -> Result<OwnedFd, SocketError> {
     let socket = inherited.take(fd).ok_or(SocketError::NotASocket(fd))?;
     let kind = sockopt::socket_type(&socket).map_err(|_| SocketError::NotASocket(fd))?;

@@ -3,7 +3,7 @@
 //! The rule: nothing runs on it but what [`Control::run`] was just given, so a node that is slow to open holds up the
 //! control thread and no guest.
 
-use super::{Current, Graph};
+use super::{Current, Graph, Resources};
 use crate::io::Io;
 use crate::lane::{Event, Lane};
 use crate::mode::Mode;
@@ -26,6 +26,8 @@ const WORK: u64 = 1;
 pub struct Control {
     lane: Lane,
     bell: Bell,
+    /// What nodes may be opened with, by name.
+    pub resources: Resources,
 }
 
 impl Control {
@@ -47,7 +49,12 @@ impl Control {
         let fd = bell.as_raw_fd();
         let ring = lane.ring().clone();
         ring.borrow_mut().start(Op::Poll { fd }, &[], 0, 0, BELL);
-        Ok(Control { lane, bell })
+        let resources = Resources::default();
+        Ok(Control {
+            lane,
+            bell,
+            resources,
+        })
     }
 
     /// Runs `work` on `graph`, seen from `here`, and waits for its end. Errors: the ring's own, and final.

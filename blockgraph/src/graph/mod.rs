@@ -11,12 +11,14 @@ pub mod edit;
 pub mod gate;
 pub mod open;
 pub mod perm;
+mod resources;
 pub mod status;
 mod walk;
 
 pub use control::Control;
 pub use current::Current;
 pub use edge::{Edge, Role, Shape};
+pub use resources::{Resources, TlsUnavailable};
 
 use crate::filter::throttle::ThrottleGroups;
 use crate::node::{Driver, Filter, Info, NodeId, Origin, Shown};

@@ -14,7 +14,9 @@ pub use filters::{FilterError, FilterSpec};
 
 use super::gate::GateError;
 use super::perm::PermError;
-use super::{Access, Body, Common, Control, Current, Graph, NewNode, Node, Shape, Sharing};
+use super::{
+    Access, Body, Common, Control, Current, Graph, NewNode, Node, Resources, Shape, Sharing,
+};
 use crate::driver::file::{self, FileError, FileOptions, OpenMode};
 use crate::driver::nbd::client::{self, ClientError, NbdOptions};
 use crate::driver::null::{Null, Reads};
@@ -297,7 +299,7 @@ impl Opening<'_> {
     ) -> Result<Made, OpenError> {
         match driver {
             DriverSpec::Null(spec) => Ok(make_null(&spec, common)),
-            DriverSpec::Nbd(options) => make_nbd(*options, common),
+            DriverSpec::Nbd(options) => make_nbd(*options, common, &mut self.control.resources),
             DriverSpec::File(spec) => self.make_file(spec, common),
             DriverSpec::Raw { file, window } => {
                 let (child, below) = self.child(file, depth)?;
@@ -372,9 +374,13 @@ impl Opening<'_> {
     }
 }
 
-fn make_nbd(mut options: NbdOptions, common: Common) -> Result<Made, OpenError> {
+fn make_nbd(
+    mut options: NbdOptions,
+    common: Common,
+    resources: &mut Resources,
+) -> Result<Made, OpenError> {
     options.mode = asked(common.access, options.mode);
-    let (client, access) = client::open(&options)?;
+    let (client, access) = client::open(&options, resources)?;
     Ok(Made {
         kind: "nbd",
         body: Body::Driver(Arc::new(client)),

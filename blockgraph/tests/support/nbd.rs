@@ -1,10 +1,10 @@
 //! NBD servers to be a client of: QEMU's, nbdkit's, and a node's options for them.
 
-use blockgraph::driver::file::OpenMode;
-use blockgraph::driver::nbd::client::{Family, Inet, NbdOptions, Server};
+use blockgraph::driver::file::{Flushes, OpenMode};
+use blockgraph::driver::nbd::client::{Family, Inet, KeepAlive, Lookup, NbdOptions, Server, Tls};
 use blockgraph::graph::Body;
 use blockgraph::graph::open::{DriverSpec, NodeSpec};
-use blockgraph::tls::{Endpoint, SanityCheck, TlsClient, TlsCreds, TlsOptions, VerifyPeer};
+use blockgraph::tls::{Endpoint, SanityCheck, TlsCreds, TlsOptions, VerifyPeer};
 use blockgraph::{Driver, NodeId};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -60,7 +60,7 @@ fn answers(server: &Server) -> bool {
     match server {
         Server::Unix(path) => UnixStream::connect(path).is_ok(),
         Server::Inet(inet) => TcpStream::connect((inet.host.as_str(), port(inet))).is_ok(),
-        Server::Connected(_) => true,
+        Server::Connected(_) | Server::Passed(_) => true,
     }
 }
 
@@ -88,7 +88,9 @@ pub fn tcp() -> Server {
     Server::Inet(Inet {
         host: "127.0.0.1".to_owned(),
         port: address.port().to_string(),
+        lookup: Lookup::Names,
         family: Family::Any,
+        keep_alive: KeepAlive::On,
     })
 }
 
@@ -103,7 +105,7 @@ pub fn qemu_nbd(server: &Server, image: &Path, format: &str, more: &[&str]) -> R
             args.extend(["-k", path.to_str().expect("UTF-8")]);
         }
         Server::Inet(inet) => args.extend(["-b", &inet.host, "-p", &inet.port]),
-        Server::Connected(_) => panic!("nobody can listen there"),
+        Server::Connected(_) | Server::Passed(_) => panic!("nobody can listen there"),
     }
     args.extend(more);
     args.push(image.to_str().expect("UTF-8"));
@@ -115,11 +117,12 @@ pub fn options(server: &Server) -> NbdOptions {
     NbdOptions {
         server: server.clone(),
         export: "disk".to_owned(),
-        tls: None,
+        tls: Tls::Off,
         context: None,
         reconnect_delay: Duration::ZERO,
         open_timeout: Duration::ZERO,
         mode: OpenMode::ReadWrite,
+        flushes: Flushes::Sync,
     }
 }
 
@@ -145,7 +148,7 @@ pub fn driver(bench: &super::Bench, node: NodeId) -> Arc<dyn Driver> {
 }
 
 /// A client's end of TLS by the files of `dir`, to a server of that name.
-pub fn tls(dir: &Path, hostname: Option<&str>) -> TlsClient {
+pub fn tls(dir: &Path, hostname: Option<&str>) -> Tls {
     let creds = TlsCreds::load(&TlsOptions {
         dir: dir.to_owned(),
         endpoint: Endpoint::Client,
@@ -153,5 +156,5 @@ pub fn tls(dir: &Path, hostname: Option<&str>) -> TlsClient {
         sanity_check: SanityCheck::Yes,
     });
     let creds = creds.expect("credentials");
-    creds.client_config(hostname).expect("a client's")
+    Tls::With(creds.client_config(hostname).expect("a client's"))
 }

@@ -12,6 +12,7 @@
 mod ending;
 mod idle;
 mod locks;
+mod nbd_client;
 mod program;
 mod starting;
 mod support;

@@ -26,7 +26,8 @@ use crate::units::Span;
 use locks::Locks;
 use ring::sys::disk::{Extent, extent};
 use ring::{Durability, Errno, File, Op, SyncLevel};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
@@ -177,6 +178,13 @@ impl FileDriver {
     }
 }
 
+/// Bytes of storage behind a file.
+fn space_of(file: BorrowedFd<'_>) -> std::io::Result<u64> {
+    let file = std::fs::File::from(file.try_clone_to_owned()?);
+    // st_blocks counts units of 512 bytes, whatever the file system's blocks are.
+    Ok(file.metadata()?.blocks() * 512)
+}
+
 impl Driver for FileDriver {
     #[inline]
     fn map(&self, dir: Dir, span: Span) -> Map {
@@ -201,6 +209,14 @@ impl Driver for FileDriver {
         Box::pin(async move {
             let found = blocking(move || extent(file.as_fd(), span.at)).await?;
             Ok(self.status_of(io.here(), span, found))
+        })
+    }
+
+    fn allocated<'a>(&'a self, _io: &'a Io) -> Local<'a, Result<u64, Errno>> {
+        let file = self.parts.file.clone();
+        Box::pin(async move {
+            let found = blocking(move || space_of(file.as_fd())).await?;
+            found.map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno))
         })
     }
 

@@ -29,6 +29,7 @@ mod release;
 pub mod resize;
 mod restructure;
 pub mod snapshot;
+mod sparse;
 mod status;
 mod together;
 mod traffic;
@@ -57,6 +58,7 @@ use format::header::Header;
 use geometry::Geometry;
 use meta::Meta;
 use ring::Errno;
+use sparse::Sparse;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use traffic::Traffic;
@@ -80,6 +82,7 @@ pub struct Qcow2 {
     /// Who looked a cluster up on the serve path and is not done with it.
     users: Users,
     unpacked: Unpacked,
+    sparse: Sparse,
     /// May allocated clusters be written by the mapped path? Not before the header says that somebody writes.
     may_map_writes: AtomicBool,
     writer: Writer,
@@ -203,6 +206,19 @@ impl Driver for Qcow2 {
 
     fn status<'a>(&'a self, io: &'a Io, span: Span) -> Local<'a, Result<Status, Errno>> {
         Box::pin(self.block_status(io, span))
+    }
+
+    fn allocated<'a>(&'a self, io: &'a Io) -> Local<'a, Result<u64, Errno>> {
+        Box::pin(async move {
+            let image = io.allocated(io.child(self.metadata_role())?).await?;
+            match self.geometry.layout().data {
+                DataIn::Image => Ok(image),
+                DataIn::DataFile => {
+                    let data = io.allocated(io.child(Role::Data)?).await?;
+                    Ok(image.saturating_add(data))
+                }
+            }
+        })
     }
 
     fn info(&self) -> Info {

@@ -206,6 +206,7 @@ impl Image {
             unpacked: Unpacked::new(header.compression, geometry.cluster_bytes()),
             writer: Writer::new(&header, write, &sizes),
             state: Mutex::new(Meta::new(header, l1)),
+            sparse: super::sparse::Sparse::default(),
             holds: Holds::default(),
             users: super::users::Users::default(),
             may_map_writes: AtomicBool::new(false),

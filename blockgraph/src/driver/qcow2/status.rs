@@ -36,7 +36,7 @@ impl Qcow2 {
                 _ => break,
             }
         }
-        Ok(status)
+        Ok(self.refine(io, status).await)
     }
 
     /// How much from the beginning of `span` is described by tables that do not exist, neither on disk nor in memory.

@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with, sockopt};
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +21,9 @@ pub enum Server {
     Unix(PathBuf),
     /// An internet address.
     Inet(Inet),
-    /// A socket that was connected by whoever started us; once lost, it cannot be had again.
+    /// A connected socket by number, which the control thread was given for this ([`crate::graph::Resources`]).
+    Passed(i32),
+    /// A socket that was connected by somebody else; once lost, it cannot be had again.
     Connected(Connected),
 }
 
@@ -32,8 +34,30 @@ pub struct Inet {
     pub host: String,
     /// A number; a service's name is not looked up.
     pub port: String,
+    /// Whether the host may be a name.
+    pub lookup: Lookup,
     /// Which of the host's addresses to try.
     pub family: Family,
+    /// Whether a host that vanished is missed while nothing is asked of it.
+    pub keep_alive: KeepAlive,
+}
+
+/// Whether hosts have names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// They may.
+    Names,
+    /// Only numbers.
+    Never,
+}
+
+/// Whether idle connections are probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeepAlive {
+    /// After a minute.
+    On,
+    /// Never.
+    Off,
 }
 
 /// Which internet.
@@ -64,6 +88,7 @@ impl fmt::Display for Server {
         match self {
             Server::Unix(path) => write!(f, "{}", path.display()),
             Server::Inet(inet) => write!(f, "{}:{}", inet.host, inet.port),
+            Server::Passed(fd) => write!(f, "{fd}"),
             Server::Connected(socket) => write!(f, "{}", socket.0.as_raw_fd()),
         }
     }
@@ -77,7 +102,7 @@ const KEEP_PROBES: u32 = 3;
 impl Server {
     /// May a lost connection be made again?
     pub(super) fn can_reconnect(&self) -> bool {
-        !matches!(self, Server::Connected(_))
+        !matches!(self, Server::Connected(_) | Server::Passed(_))
     }
 
     /// Connects by `deadline`, or until `stop` rings. Errors: in QEMU's words.
@@ -95,7 +120,7 @@ impl Server {
             Server::Inet(inet) => {
                 let mut last = io::ErrorKind::NotFound.into();
                 for address in inet.resolve()? {
-                    match internet(address, stop, deadline) {
+                    match inet.connect(address, stop, deadline) {
                         Ok(socket) => return Ok(socket),
                         Err(error) => last = error,
                     }
@@ -103,6 +128,10 @@ impl Server {
                 Err(refusal(last))
             }
             Server::Connected(socket) => socket.0.try_clone().map_err(refusal),
+            Server::Passed(fd) => {
+                let text = format!("File descriptor '{fd}' is not a socket");
+                Err(ClientError::Unusable(text))
+            }
         }
     }
 }
@@ -116,6 +145,9 @@ impl Inet {
         let Ok(port) = self.port.parse::<u16>() else {
             return Err(refusal("Servname not supported for ai_socktype".to_owned()));
         };
+        if self.lookup == Lookup::Never && self.host.parse::<IpAddr>().is_err() {
+            return Err(refusal("Name or service not known".to_owned()));
+        }
         let found = (self.host.as_str(), port).to_socket_addrs();
         let found = found.map_err(|error| {
             let text = errno_text(&error);
@@ -135,20 +167,22 @@ impl Inet {
             false => Ok(found),
         }
     }
-}
 
-fn internet(address: SocketAddr, stop: &Bell, deadline: Instant) -> io::Result<OwnedFd> {
-    let family = match address {
-        SocketAddr::V4(_) => AddressFamily::INET,
-        SocketAddr::V6(_) => AddressFamily::INET6,
-    };
-    let socket = attempt(family, &address, stop, deadline)?;
-    sockopt::set_tcp_nodelay(&socket, true)?;
-    sockopt::set_socket_keepalive(&socket, true)?;
-    sockopt::set_tcp_keepidle(&socket, KEEP_IDLE)?;
-    sockopt::set_tcp_keepintvl(&socket, KEEP_INTERVAL)?;
-    sockopt::set_tcp_keepcnt(&socket, KEEP_PROBES)?;
-    Ok(socket)
+    fn connect(&self, to: SocketAddr, stop: &Bell, deadline: Instant) -> io::Result<OwnedFd> {
+        let family = match to {
+            SocketAddr::V4(_) => AddressFamily::INET,
+            SocketAddr::V6(_) => AddressFamily::INET6,
+        };
+        let socket = attempt(family, &to, stop, deadline)?;
+        sockopt::set_tcp_nodelay(&socket, true)?;
+        if self.keep_alive == KeepAlive::On {
+            sockopt::set_socket_keepalive(&socket, true)?;
+            sockopt::set_tcp_keepidle(&socket, KEEP_IDLE)?;
+            sockopt::set_tcp_keepintvl(&socket, KEEP_INTERVAL)?;
+            sockopt::set_tcp_keepcnt(&socket, KEEP_PROBES)?;
+        }
+        Ok(socket)
+    }
 }
 
 fn attempt(

@@ -93,18 +93,43 @@ fn newstyle(mut patient: Patient, wish: &Wish) -> Result<Session, ClientError> {
         }
         start_tls(&mut patient, tls)?;
     }
-    let mut form = Form::Simple;
-    let mut context = None;
     if fixed {
-        form = choose_form(&mut patient)?;
-        context = choose_context(&mut patient, wish, form)?;
-        if let Some(export) = go(&mut patient, wish, form)? {
-            return finish(patient, wish, export, context);
-        }
-        check_listed(&mut patient, wish)?;
+        return haggle(patient, wish, server);
     }
     let head = by_name(&mut patient, wish, server)?;
-    finish(patient, wish, Export::new(head, None, form)?, context)
+    finish(patient, wish, Export::new(head, None, Form::Simple)?, None)
+}
+
+/// Options, each with its reply, up to the choice of an export.
+fn haggle(
+    mut patient: Patient,
+    wish: &Wish,
+    server: HandshakeFlags,
+) -> Result<Session, ClientError> {
+    let mut choose = || {
+        let form = choose_form(&mut patient)?;
+        let context = choose_context(&mut patient, wish, form)?;
+        let export = go(&mut patient, wish, form)?;
+        if export.is_none() {
+            check_listed(&mut patient, wish)?;
+        }
+        Ok((form, context, export))
+    };
+    let (form, context, export) = match choose() {
+        Ok(chosen) => chosen,
+        Err(error) => {
+            if let ClientError::Refused { .. } | ClientError::Malformed(_) = error {
+                // Only to be polite: "the client MAY ... abort".
+                let _ = send_option(&mut patient, OptionKind::Abort, &[]);
+            }
+            return Err(error);
+        }
+    };
+    let export = match export {
+        Some(export) => export,
+        None => Export::new(by_name(&mut patient, wish, server)?, None, form)?,
+    };
+    finish(patient, wish, export, context)
 }
 
 fn finish(

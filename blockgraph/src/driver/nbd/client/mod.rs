@@ -18,12 +18,12 @@ mod slots;
 mod transport;
 mod worker;
 
-pub use address::{Connected, Family, Inet, Server};
+pub use address::{Connected, Family, Inet, KeepAlive, Lookup, Server};
 pub use error::ClientError;
 
 use super::wire::{ExportHead, STRING_BYTES_MAX};
-use crate::driver::file::OpenMode;
-use crate::graph::Access;
+use crate::driver::file::{Flushes, OpenMode};
+use crate::graph::{Access, Resources};
 use crate::hold::Holds;
 use crate::io::Io;
 use crate::node::{Driver, Info, Local, Map, Outcome};
@@ -47,7 +47,7 @@ pub struct NbdOptions {
     /// Which of its exports; empty is the default one.
     pub export: String,
     /// With TLS, or without.
-    pub tls: Option<TlsClient>,
+    pub tls: Tls,
     /// A context to ask for instead of `base:allocation` (`x-dirty-bitmap`): its lowest two bits are then what block status
     /// says, as with QEMU.
     pub context: Option<String>,
@@ -57,6 +57,24 @@ pub struct NbdOptions {
     pub open_timeout: Duration,
     /// For reading or writing.
     pub mode: OpenMode,
+    /// What a flush does.
+    pub flushes: Flushes,
+}
+
+/// Whether a connection is encrypted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// It is not.
+    Off,
+    /// By credentials that the control thread was given under that name ([`crate::graph::Resources`]).
+    Named {
+        /// The name.
+        creds: String,
+        /// Whom the server's certificate must name.
+        hostname: Option<String>,
+    },
+    /// By these.
+    With(TlsClient),
 }
 
 /// A disk that a server has.
@@ -67,6 +85,7 @@ pub struct NbdClient {
     tells_status: bool,
     /// Are the numbers told QEMU's depths, which go beyond two bits?
     tells_depth: bool,
+    flushes: Flushes,
     link: Arc<Link>,
     /// Blocks being written, or read to be changed and written back.
     holds: Holds,
@@ -74,13 +93,31 @@ pub struct NbdClient {
 
 /// Opens an export; also says whether it may be written. Waits for the server, at most as long as `open_timeout` or an
 /// attempt takes. Errors: see [`ClientError`].
-pub fn open(options: &NbdOptions) -> Result<(NbdClient, Access), ClientError> {
+pub fn open(
+    options: &NbdOptions,
+    resources: &mut Resources,
+) -> Result<(NbdClient, Access), ClientError> {
     check_lengths(options)?;
+    let tls = match &options.tls {
+        Tls::Off => None,
+        Tls::With(tls) => Some(tls.clone()),
+        Tls::Named { creds, hostname } => {
+            let tls = resources.tls_client(creds, hostname.as_deref());
+            Some(tls.map_err(|error| ClientError::Tls(error.to_string()))?)
+        }
+    };
+    let server = match options.server {
+        Server::Passed(fd) => match resources.take_socket(fd) {
+            Some(socket) => Server::Connected(Connected(Arc::new(socket))),
+            None => Server::Passed(fd),
+        },
+        ref other => other.clone(),
+    };
     let number = Number {
-        server: options.server.clone(),
+        server,
         wish: Wish {
             export: options.export.clone(),
-            tls: options.tls.clone(),
+            tls,
             context: options.context.clone(),
         },
     };
@@ -99,6 +136,7 @@ pub fn open(options: &NbdOptions) -> Result<(NbdClient, Access), ClientError> {
         export,
         tells_status: session.context.is_some(),
         tells_depth: options.context.as_deref() == Some(super::wire::CONTEXT_DEPTH),
+        flushes: options.flushes,
         link: link.clone(),
         holds: Holds::default(),
     };

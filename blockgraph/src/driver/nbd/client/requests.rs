@@ -5,6 +5,7 @@
 
 use super::NbdClient;
 use super::link::{Ask, Reply, Ticket};
+use crate::driver::file::Flushes;
 use crate::driver::nbd::wire::{Command, CommandFlags, ExportHead, state};
 use crate::hold::Hold;
 use crate::node::{NodeId, Outcome};
@@ -64,13 +65,22 @@ impl NbdClient {
         let Request { kind, span, mem } = request;
         match kind {
             Kind::Read => self.read(span, &mem).await,
-            Kind::Write(durability) => self.write(span, &mem, durability).await,
+            Kind::Write(durability) => self.write(span, &mem, self.asked(durability)).await,
             Kind::WriteZeroes(unmap, durability) => {
+                let durability = self.asked(durability);
                 self.write_zeroes(span, unmap, durability).await
             }
             Kind::Discard => self.trim(span).await,
             Kind::Flush => self.flush().await,
             Kind::WriteCompressed => Err(Errno::NOTSUP),
+        }
+    }
+
+    /// Without flushes nothing is written through either.
+    fn asked(&self, durability: Durability) -> Durability {
+        match self.flushes {
+            Flushes::Sync => durability,
+            Flushes::Nothing => Durability::Cached,
         }
     }
 
@@ -217,7 +227,7 @@ impl NbdClient {
 
     /// A server that has no flush has nothing to flush.
     async fn flush(&self) -> Outcome {
-        if !self.export.can(ExportHead::SEND_FLUSH) {
+        if !self.export.can(ExportHead::SEND_FLUSH) || self.flushes == Flushes::Nothing {
             return Ok(());
         }
         let nothing = Span { at: 0, len: 0 };
