@@ -221,6 +221,10 @@ impl Driver for Qcow2 {
         })
     }
 
+    fn unit_bytes(&self) -> u64 {
+        self.geometry.subcluster_bytes()
+    }
+
     fn info(&self) -> Info {
         Info {
             size_bytes: self.size_bytes.load(Ordering::Acquire),
