@@ -73,13 +73,24 @@ fn bench(disk: &Disk, size_bytes: u64, mode: Mode) -> (Bench, NodeId) {
         cache: Cache::Direct,
         flushes: Flushes::Sync,
     };
-    let node = insert(&mut graph, "file", FileDriver::from_parts(parts), vec![file]);
+    let node = insert(
+        &mut graph,
+        "file",
+        FileDriver::from_parts(parts),
+        vec![file],
+    );
     bench.current.publish(graph);
     (bench, node)
 }
 
 fn open(bench: &mut Bench, file: NodeId) -> NodeId {
-    let name = bench.current.get().node(file).expect("there").name().to_owned();
+    let name = bench
+        .current
+        .get()
+        .node(file)
+        .expect("there")
+        .name()
+        .to_owned();
     bench.open(NodeSpec {
         name: None,
         common: common(),
@@ -145,7 +156,10 @@ impl Rig {
             let at = self.chance.below(units as u64) as usize * unit;
             let len = (1 + self.chance.below(6) as usize) * unit;
             let len = len.min(self.sectors.len() - at);
-            if taken.iter().any(|&(from, n)| at < from + n && from < at + len) {
+            if taken
+                .iter()
+                .any(|&(from, n)| at < from + n && from < at + len)
+            {
                 continue;
             }
             taken.push((at, len));
@@ -166,7 +180,8 @@ impl Rig {
         }
         let mut ends = Vec::new();
         while ends.len() < pending {
-            self.bench.turns(1 + self.chance.below(4) as usize, &mut ends);
+            self.bench
+                .turns(1 + self.chance.below(4) as usize, &mut ends);
             if self.chance.below(3) == 0 {
                 self.crash();
             }
@@ -211,7 +226,9 @@ impl Rig {
 
     /// What a discard has made of sectors is what they are from now on.
     fn look(&mut self, at: usize, len: usize) {
-        let bytes = self.bench.read(self.node, (at * SECTOR) as u64, len * SECTOR);
+        let bytes = self
+            .bench
+            .read(self.node, (at * SECTOR) as u64, len * SECTOR);
         for (n, bytes) in bytes.chunks(SECTOR).enumerate() {
             let now = version(at + n, bytes).expect("something of its own");
             let may_be = &mut self.sectors[at + n].may_be;
@@ -303,7 +320,12 @@ fn small_clusters_with_discards_never_show_what_is_another_ones() {
 
 #[test]
 fn tiny_clusters_with_wide_refcounts_grow_their_tables_in_order() {
-    let images = run("cluster_size=512,refcount_bits=64", 512 << 10, 200..206, true);
+    let images = run(
+        "cluster_size=512,refcount_bits=64",
+        512 << 10,
+        200..206,
+        true,
+    );
     assert!(images > 400, "{images}");
 }
 

@@ -46,9 +46,20 @@ fn bench(disk: &Disk, mode: Mode) -> (Bench, NodeId, NodeId) {
         cache: Cache::Direct,
         flushes: Flushes::Sync,
     };
-    let below = insert(&mut graph, "file", FileDriver::from_parts(parts), vec![file]);
+    let below = insert(
+        &mut graph,
+        "file",
+        FileDriver::from_parts(parts),
+        vec![file],
+    );
     bench.current.publish(graph);
-    let name = bench.current.get().node(below).expect("there").name().to_owned();
+    let name = bench
+        .current
+        .get()
+        .node(below)
+        .expect("there")
+        .name()
+        .to_owned();
     let node = bench.open(NodeSpec {
         name: None,
         common: common(),
@@ -107,7 +118,11 @@ fn compare(bytes: &[u8], model: &Model, what: &str) {
     for (n, (sector, may_be)) in bytes.chunks(SECTOR).zip(model).enumerate() {
         // A write that failed may have reached some of its sectors, each of them whole.
         let whole = sector.iter().all(|byte| *byte == sector[0]);
-        assert!(whole && may_be.contains(&sector[0]), "{what}: sector {n} is {} of {may_be:?}", sector[0]);
+        assert!(
+            whole && may_be.contains(&sector[0]),
+            "{what}: sector {n} is {} of {may_be:?}",
+            sector[0]
+        );
     }
 }
 
@@ -161,10 +176,18 @@ fn an_input_or_output_error_anywhere_loses_nothing() {
 
 #[test]
 fn an_error_anywhere_on_the_serve_path_loses_nothing() {
-    every_operation("cluster_size=4096,refcount_bits=1", Mode::ServeAlways, libc::EIO);
+    every_operation(
+        "cluster_size=4096,refcount_bits=1",
+        Mode::ServeAlways,
+        libc::EIO,
+    );
 }
 
 #[test]
 fn a_full_disk_anywhere_loses_nothing() {
-    every_operation("cluster_size=512,refcount_bits=64", Mode::Fast, libc::ENOSPC);
+    every_operation(
+        "cluster_size=512,refcount_bits=64",
+        Mode::Fast,
+        libc::ENOSPC,
+    );
 }
