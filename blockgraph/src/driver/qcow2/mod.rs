@@ -213,6 +213,14 @@ impl Driver for Qcow2 {
         })
     }
 
+    fn unit_bytes(&self) -> u64 {
+        self.geometry.subcluster_bytes()
+    }
+
+    fn compresses(&self) -> bool {
+        true
+    }
+
     fn info(&self) -> Info {
         Info {
             size_bytes: self.size_bytes.load(Ordering::Acquire),
