@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use blockgraph::driver::file::{Cache, FileKind, FileOptions, Flushes, Locking, OpenMode};
 use blockgraph::driver::null::Reads;
 use blockgraph::graph::Common;
-use blockgraph::graph::open::{Child, DriverSpec, FileSpec, NodeSpec, NullKind, NullSpec};
+use blockgraph::graph::open::{
+    Child, DriverSpec, FileSpec, FilterSpec, NodeSpec, NullKind, NullSpec,
+};
 use blockgraph::node::Engine;
 use ring::{Choice, Ring};
 use tests::client::thread::{Desk, desk};
@@ -101,6 +103,37 @@ fn delayed_by_nothing(below: NodeSpec) -> NodeSpec {
     })
 }
 
+fn filter(filter: FilterSpec) -> NodeSpec {
+    spec(DriverSpec::Filter(Box::new(filter)))
+}
+
+fn throttled(below: NodeSpec, group: &str) -> NodeSpec {
+    filter(FilterSpec::Throttle {
+        file: Child::Inline(Box::new(below)),
+        group: group.to_owned(),
+    })
+}
+
+/// Filters of every kind that have nothing to do.
+fn idly_filtered(below: NodeSpec) -> NodeSpec {
+    let child = |below: NodeSpec| Child::Inline(Box::new(below));
+    let preallocate = filter(FilterSpec::Preallocate {
+        file: child(below),
+        align_bytes: 1 << 20,
+        ahead_bytes: 1 << 20,
+    });
+    let copied = filter(FilterSpec::CopyOnRead {
+        file: child(preallocate),
+        bottom: None,
+    });
+    let blkdebug = filter(FilterSpec::Blkdebug {
+        image: child(throttled(copied, "none")),
+        config: None,
+        options: Default::default(),
+    });
+    delayed_by_nothing(blkdebug)
+}
+
 /// Batches of reads and writes of many sizes, each as `tail` of the batch says.
 fn batches(desk: &mut Desk, count: u64) {
     for batch in 0..count {
@@ -140,6 +173,14 @@ fn a_mapped_request_allocates_nothing_after_warm_up() {
         (
             "a file under a filter",
             delayed_by_nothing(file(image.path())),
+        ),
+        (
+            "a file under five filters",
+            idly_filtered(file(image.path())),
+        ),
+        (
+            "a file that is throttled and has room",
+            throttled(file(image.path()), "wide"),
         ),
     ];
     for (name, node) in nodes {

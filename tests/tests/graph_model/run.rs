@@ -46,6 +46,7 @@ pub struct Run<'a> {
 /// What happened in a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counts {
+    pub runs: usize,
     pub failed_requests: usize,
     /// Crash images that were looked at.
     pub crashes: usize,

@@ -411,9 +411,10 @@ pub fn with_filters(stack: &mut Stack, rng: &mut Rng) {
     for (n, layer) in stack.layers.iter_mut().enumerate() {
         let top = n + 1 == count;
         if rng.below(3) == 0 {
-            layer.file_filters.push(match rng.coin() {
-                true => Filter::Throttle,
-                false => Filter::Delay(rng.below(3) * 2000),
+            layer.file_filters.push(match (rng.below(3), top) {
+                (0, _) => Filter::Throttle,
+                (1, true) => Filter::Preallocate,
+                _ => Filter::Delay(rng.below(3) * 2000),
             });
         }
         if !top {
