@@ -25,9 +25,18 @@ pub fn one(run: &mut Run<'_>) -> Verdict {
     match run.rng.below(any) {
         0 => insert(run),
         1 => remove(run),
-        2 => snapshot(run),
-        _ => swap(run),
+        2 => undisturbed(run, snapshot),
+        _ => undisturbed(run, swap),
     }
+}
+
+/// With nothing under way, and nothing held back: nobody would let it go while the control thread waits for it.
+fn undisturbed(run: &mut Run<'_>, edit: fn(&mut Run<'_>) -> Verdict) -> Verdict {
+    run.settle()?;
+    run.let_go_of_all();
+    edit(run)?;
+    run.hold_some();
+    Ok(())
 }
 
 fn number(run: &mut Run<'_>) -> usize {
@@ -205,17 +214,31 @@ fn swap(run: &mut Run<'_>) -> Verdict {
     let old: Vec<Layer> = run.world.stack.layers.drain(..kept).collect();
     let mut edit = Edit::begin(&run.world.current);
     edit.replace_child(overlay, Role::Cow, id).map_err(text)?;
-    for layer in old.iter().rev() {
-        for node in layer.blockdevs(None, false).iter().rev() {
-            edit.remove(&node.name).map_err(text)?;
-        }
-    }
+    remove_layers(&mut edit, &old)?;
     run.world.stack.layers.insert(0, new);
     let (_, leaving) = edit.commit().map_err(text)?;
     run.world.let_go(leaving)?;
     run.bases
         .insert(file, run.world.disk.images()[&file].clone());
     find_top(run);
+    Ok(())
+}
+
+/// Takes layers out that nobody is above any more.
+pub fn remove_layers(edit: &mut Edit, layers: &[Layer]) -> Verdict {
+    // Filters that an edit put there belong to whoever did it; the rest was asked for by name.
+    let filters = layers.iter().flat_map(|layer| &layer.filters);
+    for placed in filters.filter(|placed| placed.is_edit()) {
+        let filter = edit.graph().find(&placed.name).ok_or("a filter is lost")?;
+        edit.remove_filter(filter).map_err(text)?;
+    }
+    for layer in layers.iter().rev() {
+        for node in layer.blockdevs(None, false).iter().rev() {
+            if !node.name.starts_with("edit-") {
+                edit.remove(&node.name).map_err(text)?;
+            }
+        }
+    }
     Ok(())
 }
 

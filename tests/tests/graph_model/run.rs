@@ -109,10 +109,7 @@ impl<'a> Run<'a> {
     /// Runs the whole stream, waits for its end and looks at everything.
     pub fn all(&mut self) -> Verdict {
         let first = self.world.disk.count();
-        if self.plan.holds {
-            let hold = Rule::every(Act::Hold).times(Times::Chance(40));
-            self.world.disk.rule(hold);
-        }
+        self.hold_some();
         if let Some(nth) = self.plan.fails {
             let fail = Rule::every(Act::Fail(libc::EIO));
             self.world
@@ -144,6 +141,20 @@ impl<'a> Run<'a> {
         self.finish()
     }
 
+    /// Some operations of the disk wait until others are over, if the plan says so.
+    pub fn hold_some(&mut self) {
+        if self.plan.holds {
+            let hold = Rule::every(Act::Hold).times(Times::Chance(40));
+            self.world.disk.rule(hold);
+        }
+    }
+
+    /// None does.
+    pub fn let_go_of_all(&mut self) {
+        self.world.disk.clear_rules();
+        self.world.disk.release_all();
+    }
+
     /// Waits for everything under way.
     pub fn settle(&mut self) -> Verdict {
         while !self.flying.is_empty() {
@@ -163,8 +174,7 @@ impl<'a> Run<'a> {
 
     /// The whole disk reads as the model says, and so it does after everything was closed.
     fn finish(&mut self) -> Verdict {
-        self.world.disk.clear_rules();
-        self.world.disk.release_all();
+        self.let_go_of_all();
         self.world.disk.set_weather(Weather::CALM);
         let found = crash::read_all(&mut self.world)?;
         self.cells.issued(Kind::Read, 0, SECTORS, |_| 0);

@@ -1,5 +1,6 @@
 //! A stack on a simulated disk, opened as the daemon would open it, and some lanes on it.
 
+use super::edits;
 use super::plan::Plan;
 use super::stack::{Blockdev, Compression, Format, Layer, Stack, Version, file_name};
 use blockgraph::driver::file::{Cache, FileDriver, FileKind, FileParts, Flushes};
@@ -165,17 +166,7 @@ impl World {
     /// Makes everything durable and lets go of every node.
     pub fn close(&mut self) -> Result<(), String> {
         let mut edit = Edit::begin(&self.current);
-        // Filters that an edit put there belong to whoever did it; the rest was asked for by name.
-        let filters = self.stack.layers.iter().flat_map(|layer| &layer.filters);
-        for placed in filters.filter(|placed| placed.is_edit()) {
-            let filter = edit.graph().find(&placed.name).ok_or("a filter is lost")?;
-            edit.remove_filter(filter).map_err(|e| e.to_string())?;
-        }
-        for node in self.stack.blockdevs().iter().rev() {
-            if edit.graph().find(&node.name).is_some() {
-                edit.remove(&node.name).map_err(|e| e.to_string())?;
-            }
-        }
+        edits::remove_layers(&mut edit, &self.stack.layers)?;
         let (_, leaving) = edit.commit().map_err(|error| error.to_string())?;
         self.let_go(leaving)
     }
