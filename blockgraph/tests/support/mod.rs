@@ -155,6 +155,20 @@ impl Bench {
         }
     }
 
+    /// Goes on for so many turns, waiting for nothing but what a simulated disk has under way, and notes what ended.
+    pub fn turns(&mut self, count: usize, ends: &mut Vec<(u64, Outcome)>) {
+        for _ in 0..count {
+            self.lane.turn(Wait::Not).expect("a turn");
+            self.lane.begin_batch();
+            while let Some(event) = self.lane.take() {
+                if let Event::Finished { token, outcome } = event {
+                    ends.push((token, outcome));
+                }
+            }
+            self.lane.end_batch();
+        }
+    }
+
     pub fn read(&mut self, node: NodeId, at: u64, len: usize) -> Vec<u8> {
         let mem = Mem::zeroed(len).expect("memory");
         mem.store(0, &vec![0xee; len]);

@@ -225,6 +225,10 @@ impl Driver for Qcow2 {
         self.geometry.subcluster_bytes()
     }
 
+    fn compresses(&self) -> bool {
+        true
+    }
+
     fn info(&self) -> Info {
         Info {
             size_bytes: self.size_bytes.load(Ordering::Acquire),
