@@ -4,12 +4,18 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use blockgraph::driver::file::{Cache, FileKind, FileOptions, Flushes, Locking, OpenMode};
 use blockgraph::driver::null::Reads;
+use blockgraph::driver::qcow2::Options;
+use blockgraph::driver::qcow2::cache::CacheOptions;
 use blockgraph::graph::Common;
-use blockgraph::graph::open::{Child, DriverSpec, FileSpec, NodeSpec, NullKind, NullSpec};
+use blockgraph::graph::gate::Named;
+use blockgraph::graph::open::{
+    Backing, Child, DriverSpec, FileSpec, NodeSpec, NullKind, NullSpec, Qcow2Spec,
+};
 use blockgraph::node::Engine;
 use ring::{Choice, Ring};
 use tests::client::thread::{Desk, desk};
@@ -101,12 +107,57 @@ fn delayed_by_nothing(below: NodeSpec) -> NodeSpec {
     })
 }
 
-/// Batches of reads and writes of many sizes, each as `tail` of the batch says.
-fn batches(desk: &mut Desk, count: u64) {
+/// A qcow2 image on it with every cluster in its place, and an empty one on top of that.
+fn images(dir: &std::path::Path) -> (NodeSpec, NodeSpec) {
+    let below = dir.join("below.qcow2");
+    let top = dir.join("top.qcow2");
+    let (below_name, top_name) = (below.to_str().unwrap(), top.to_str().unwrap());
+    create(&["-o", "preallocation=metadata", below_name, "64M"]);
+    create(&["-b", below_name, "-F", "qcow2", top_name]);
+    // The thread that cleans caches allocates when it starts, whenever that is.
+    let options = || Options {
+        cache: CacheOptions {
+            clean_interval_s: Some(0),
+            ..CacheOptions::default()
+        },
+        ..Options::default()
+    };
+    let image = |path, backing| {
+        spec(DriverSpec::Qcow2(Box::new(Qcow2Spec {
+            file: Child::Inline(Box::new(file(path))),
+            data_file: None,
+            backing,
+            named: Named::default(),
+            options: options(),
+        })))
+    };
+    let alone = || image(&below, Backing::Nothing);
+    let chain = image(&top, Backing::Node(Child::Inline(Box::new(alone()))));
+    (alone(), chain)
+}
+
+fn create(args: &[&str]) {
+    let mut command = Command::new("qemu-img");
+    command.args(["create", "-q", "-f", "qcow2"]).args(args);
+    assert!(command.status().unwrap().success());
+}
+
+/// What a batch asks for.
+#[derive(Clone, Copy)]
+enum Mix {
+    Both,
+    Reads,
+}
+
+/// Batches of requests of many sizes.
+fn batches(desk: &mut Desk, count: u64, mix: Mix) {
     for batch in 0..count {
         for slot in 0..BATCH {
             let len_bytes = 512 << (slot % 6);
-            let kind = if (slot + batch) % 3 == 0 { OUT } else { IN };
+            let kind = match mix {
+                Mix::Both if (slot + batch) % 3 == 0 => OUT,
+                Mix::Both | Mix::Reads => IN,
+            };
             desk.offer(slot, kind, slot * 128, len_bytes);
         }
         desk.finish(BATCH as usize);
@@ -133,20 +184,22 @@ fn a_mapped_request_allocates_nothing_after_warm_up() {
     }
     let image = tempfile::NamedTempFile::new().unwrap();
     image.as_file().set_len(64 << 20).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (qcow2, chain) = images(dir.path());
+    let filtered = delayed_by_nothing(file(image.path()));
     let nodes = [
-        ("null", null(Reads::Untouched)),
-        ("null, zeroes", null(Reads::Zeroes)),
-        ("a file", file(image.path())),
-        (
-            "a file under a filter",
-            delayed_by_nothing(file(image.path())),
-        ),
+        ("null", null(Reads::Untouched), Mix::Both),
+        ("null, zeroes", null(Reads::Zeroes), Mix::Both),
+        ("a file", file(image.path()), Mix::Both),
+        ("a file under a filter", filtered, Mix::Both),
+        ("a qcow2 image", qcow2, Mix::Reads),
+        ("a qcow2 image and its backing file", chain, Mix::Reads),
     ];
-    for (name, node) in nodes {
+    for (name, node, mix) in nodes {
         let mut desk = desk(Choice::Uring(None), node);
         desk.start();
-        batches(&mut desk, 20);
-        let counted = allocations(|| batches(&mut desk, 100));
+        batches(&mut desk, 20, mix);
+        let counted = allocations(|| batches(&mut desk, 100, mix));
         assert_eq!(counted, 0, "{name}: allocations in 3200 mapped requests");
         // The counter counts: a flush is served, by a task that is allocated.
         let flushed = allocations(|| {
