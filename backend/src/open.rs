@@ -6,17 +6,18 @@ mod nbd;
 mod qcow2;
 
 use crate::cli::{
-    self, BlockdevOptions, ChildRef, DriverOptions, NodeCommon, Refusal, ThrottleLimits,
-    ThrottleRate,
+    self, BlkdebugOptions, BlockdevOptions, ChildPerm, ChildRef, DriverOptions, InjectError,
+    IoType, NodeCommon, Refusal, SetState, ThrottleLimits, ThrottleRate,
 };
 use blockgraph::driver::file::{Cache, FileKind, FileOptions, Flushes, Locking, OpenMode};
 use blockgraph::driver::null::Reads;
 use blockgraph::driver::raw::Window;
+use blockgraph::filter::blkdebug::{self, BlkdebugEvent};
 use blockgraph::filter::throttle;
 use blockgraph::graph::open::{
     Child, DriverSpec, FileSpec, FilterSpec, NodeSpec, NullKind, NullSpec, OpenError,
 };
-use blockgraph::graph::perm::PermError;
+use blockgraph::graph::perm::{PermError, Perms};
 use blockgraph::graph::{Access, DetectZeroes, DiscardPolicy, Sharing};
 use blockgraph::node::Engine;
 
@@ -58,9 +59,13 @@ pub fn node_spec(options: BlockdevOptions) -> Result<NodeSpec, Refusal> {
         DriverOptions::Compress(compress) => filter(FilterSpec::Compress {
             file: child(compress.file)?,
         }),
-        DriverOptions::Preallocate(_) => return Err(unsupported("preallocate")),
+        DriverOptions::Preallocate(preallocate) => filter(FilterSpec::Preallocate {
+            file: child(preallocate.file)?,
+            align_bytes: preallocate.align_bytes,
+            ahead_bytes: preallocate.size_bytes,
+        }),
+        DriverOptions::Blkdebug(debug) => filter(blkdebug_spec(*debug)?),
         DriverOptions::Nbd(nbd) => nbd::spec(*nbd, &common),
-        DriverOptions::Blkdebug(_) => return Err(unsupported("blkdebug")),
     };
     Ok(NodeSpec {
         name: node_name,
@@ -71,6 +76,67 @@ pub fn node_spec(options: BlockdevOptions) -> Result<NodeSpec, Refusal> {
 
 fn filter(spec: FilterSpec) -> DriverSpec {
     DriverSpec::Filter(Box::new(spec))
+}
+
+fn blkdebug_spec(debug: BlkdebugOptions) -> Result<FilterSpec, Refusal> {
+    let limits = debug.limits;
+    let perms = |perms: &[ChildPerm]| perms.iter().map(perm).fold(Perms::NONE, Perms::or);
+    let options = blkdebug::Options {
+        inject_error: debug.inject_error.iter().filter_map(inject_error).collect(),
+        set_state: debug.set_state.iter().filter_map(set_state).collect(),
+        pretended: blkdebug::Pretended {
+            align: limits.align_bytes,
+            max_transfer: limits.max_transfer_bytes,
+            opt_write_zero: limits.opt_write_zero_bytes,
+            max_write_zero: limits.max_write_zero_bytes,
+            opt_discard: limits.opt_discard_bytes,
+            max_discard: limits.max_discard_bytes,
+        },
+        takes: perms(&debug.take_child_perms),
+        unshares: perms(&debug.unshare_child_perms),
+    };
+    Ok(FilterSpec::Blkdebug {
+        image: child(debug.image)?,
+        config: debug.config.map(Into::into),
+        options,
+    })
+}
+
+/// Both tables of events are QAPI's, so none is unknown.
+fn inject_error(rule: &InjectError) -> Option<blkdebug::InjectError> {
+    Some(blkdebug::InjectError {
+        event: BlkdebugEvent::parse(rule.event)?,
+        state: rule.state,
+        io_type: rule.io_type.map(|io_type| match io_type {
+            IoType::Read => blkdebug::IoType::Read,
+            IoType::Write => blkdebug::IoType::Write,
+            IoType::WriteZeroes => blkdebug::IoType::WriteZeroes,
+            IoType::Discard => blkdebug::IoType::Discard,
+            IoType::Flush => blkdebug::IoType::Flush,
+            IoType::BlockStatus => blkdebug::IoType::BlockStatus,
+        }),
+        errno: i32::try_from(rule.errno).unwrap_or(libc::EIO),
+        sector: rule.sector,
+        once: rule.once,
+        immediately: rule.immediately,
+    })
+}
+
+fn set_state(rule: &SetState) -> Option<blkdebug::SetState> {
+    Some(blkdebug::SetState {
+        event: BlkdebugEvent::parse(rule.event)?,
+        state: rule.state,
+        new_state: rule.new_state,
+    })
+}
+
+fn perm(perm: &ChildPerm) -> Perms {
+    match perm {
+        ChildPerm::ConsistentRead => Perms::READ,
+        ChildPerm::Write => Perms::WRITE,
+        ChildPerm::WriteUnchanged => Perms::WRITE_UNCHANGED,
+        ChildPerm::Resize => Perms::RESIZE,
+    }
 }
 
 /// The limits of a throttle group, as its engine has them.
@@ -89,12 +155,6 @@ pub fn throttle_limits(limits: &ThrottleLimits) -> throttle::Limits {
         iops_write: rate(limits.iops_write),
         iops_size: limits.iops_size_bytes,
     }
-}
-
-fn unsupported(driver: &str) -> Refusal {
-    Refusal::new(format!(
-        "driver '{driver}' is not supported by this version"
-    ))
 }
 
 fn child(child: ChildRef) -> Result<Child, Refusal> {

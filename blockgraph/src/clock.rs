@@ -42,15 +42,8 @@ pub fn exact_ns() -> u64 {
     ns
 }
 
-/// A new batch begins.
-pub(crate) fn begin_batch() {
-    if let Now::Read(_) = NOW.get() {
-        NOW.set(Now::Unread);
-    }
-}
-
-/// The thread's ring has turned; `virtual_ns` is its own time if it has one.
-pub(crate) fn turned(virtual_ns: Option<u64>) {
+/// A batch begins, or the thread's ring has turned: time has gone by. `virtual_ns` is the ring's own time if it has one.
+pub(crate) fn goes_on(virtual_ns: Option<u64>) {
     NOW.set(virtual_ns.map_or(Now::Unread, Now::Virtual));
 }
 
@@ -60,11 +53,11 @@ mod tests {
 
     #[test]
     fn time_stands_still_within_a_batch_and_goes_on_with_the_next() {
-        turned(None);
+        goes_on(None);
         let first = now_ns();
         while START.elapsed().as_nanos() < u128::from(first) + 1000 {}
         assert_eq!(now_ns(), first);
-        begin_batch();
+        goes_on(None);
         let second = now_ns();
         assert!(second > first);
         assert!(exact_ns() >= second);
@@ -72,10 +65,9 @@ mod tests {
 
     #[test]
     fn a_simulated_disk_has_its_own_time() {
-        turned(Some(77));
-        begin_batch();
+        goes_on(Some(77));
         assert_eq!((now_ns(), exact_ns()), (77, 77));
-        turned(None);
+        goes_on(None);
         assert_ne!(now_ns(), 77);
     }
 }

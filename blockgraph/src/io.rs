@@ -3,6 +3,7 @@
 //! The rule: policies every node has (read-only, discard, detect-zeroes, bounds) are obeyed here, once, so that no
 //! driver repeats them.
 
+use crate::filter::blkdebug::BlkdebugEvent;
 use crate::graph::{Access, Body, DetectZeroes, DiscardPolicy, Graph, Node, Role};
 use crate::map::{Passed, Place, Plan, Walk, walk};
 use crate::mode::Chooser;
@@ -149,6 +150,15 @@ impl Io {
             }
         }
         Err(Errno(libc::ELOOP))
+    }
+
+    /// Tells the child of that role what the node being served is about to do with it, for rules that wait for it
+    /// (`filter/blkdebug`). Costs a look at the child and is not for the mapped path.
+    pub fn event(&self, role: Role, event: BlkdebugEvent) {
+        let child = self.child(role).and_then(|child| self.node(child));
+        if let Ok(Body::Driver(driver)) = child.map(Node::body) {
+            driver.event(event);
+        }
     }
 
     /// Runs one operation on a file of this thread's ring.

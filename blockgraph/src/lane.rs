@@ -71,6 +71,8 @@ type Finished = Rc<RefCell<Vec<(u64, Outcome)>>>;
 #[derive(Debug)]
 pub struct Lane {
     thread: Rc<Thread>,
+    /// Its ring has a time of its own.
+    simulated: bool,
     tasks: ring::Tasks,
     current: Arc<Current>,
     _listener: Listener,
@@ -88,6 +90,7 @@ impl Lane {
     /// A lane on `ring`, which it takes over; both stay on the calling thread.
     pub fn new(ring: ring::Ring, current: Arc<Current>, epochs: Arc<Epochs>, mode: Mode) -> Lane {
         let bell = ring.bell();
+        let simulated = ring.virtual_ns().is_some();
         let thread = Rc::new(Thread {
             ring: ring::Handle::new(ring),
             pins: RefCell::new(Pins::new(epochs)),
@@ -96,6 +99,7 @@ impl Lane {
         let graph = Arc::new(Graph::default());
         let mut lane = Lane {
             thread,
+            simulated,
             tasks: ring::Tasks::new(bell.clone()),
             _listener: current.listen(bell),
             current,
@@ -133,7 +137,7 @@ impl Lane {
             self.adopt();
         }
         self.thread.pins.borrow_mut().refresh();
-        clock::begin_batch();
+        self.tell_time();
     }
 
     /// After a batch.
@@ -295,6 +299,7 @@ impl Lane {
     /// be had. Not between `begin_batch` and `end_batch`, whose lookups it would leave unpinned. Errors are the ring's own
     /// and final.
     pub fn turn(&mut self, wait: Wait) -> std::io::Result<()> {
+        self.tell_time();
         self.tasks.run();
         // What the tasks looked up and found slow is pinned no longer; else one that waits for the grace period would
         // wait for this very thread, asleep below.
@@ -304,12 +309,19 @@ impl Lane {
             || !self.finished.borrow().is_empty()
             || self.tasks.can_run();
         let wait = if busy { Wait::Not } else { wait };
-        let mut ring = self.thread.ring.borrow_mut();
-        ring.turn(wait, &mut self.done)?;
-        clock::turned(ring.virtual_ns());
-        drop(ring);
+        self.thread.ring.borrow_mut().turn(wait, &mut self.done)?;
+        self.tell_time();
         self.tasks.run();
         Ok(())
+    }
+
+    /// A moment at which the time of the batch before is over.
+    fn tell_time(&self) {
+        let virtual_ns = match self.simulated {
+            true => self.thread.ring.borrow_mut().virtual_ns(),
+            false => None,
+        };
+        clock::goes_on(virtual_ns);
     }
 
     /// True if [`Lane::turn`] would find something without waiting; no system call.

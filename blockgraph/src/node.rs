@@ -4,6 +4,7 @@
 //! answers [`Map::Slow`] (or "not ready") and runs as `serve` (or `before`). See `map.rs` for the eight rules.
 
 use crate::driver::file::LockError;
+use crate::filter::blkdebug::BlkdebugEvent;
 use crate::graph::perm::Wants;
 use crate::graph::{Edge, Role};
 use crate::io::Io;
@@ -192,6 +193,9 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// Size and limits. A driver that filters a child is not asked once it is in the graph: what the child says counts, and
     /// [`Driver::shown`].
     fn info(&self) -> Info;
+
+    /// The parent tells what it is about to do ([`Io::event`]); only blkdebug cares.
+    fn event(&self, _event: BlkdebugEvent) {}
 
     /// What a driver that filters a child shows instead of what that child does ([`crate::graph::Shape::Filter`]).
     fn shown(&self) -> Shown {

@@ -57,8 +57,10 @@ impl Kind {
     pub fn mapped_dir(self) -> Option<Dir> {
         match self {
             Kind::Read => Some(Dir::Read),
-            // RWF_DSYNC is the ring's; a walk that passed filters and drivers is the same walk.
-            Kind::Write(_) => Some(Dir::Write),
+            Kind::Write(Durability::Cached) => Some(Dir::Write),
+            // The bytes could be written durably where a walk says, but what the walk went by may itself not be durable: a
+            // qcow2 cluster that was allocated since the last flush. So the drivers on the way have their say.
+            Kind::Write(Durability::Through) => None,
             Kind::WriteCompressed | Kind::WriteZeroes(..) | Kind::Discard | Kind::Flush => None,
         }
     }

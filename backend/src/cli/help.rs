@@ -94,6 +94,12 @@ argument may also be a JSON object:
     blkdebug             image=<node>|image.driver=...[,align=<n>]
                          [,max-transfer=<n>][,inject-error.<i>.event=<e>...]
                          [,set-state.<i>.event=<e>...]
+    nbd                  server.type=unix,server.path=<path>
+                         |server.type=inet,server.host=<host>,server.port=<port>
+                         |server.type=fd,server.str=<N>
+                         [,export=<name>][,tls-creds=<id>[,tls-hostname=<name>]]
+                         [,reconnect-delay=<seconds>][,open-timeout=<seconds>]
+                         [,x-dirty-bitmap=<context>]
     x-delay              file=<node>|file.driver=...[,latency-ns=<n>]
   --export [type=]vhost-user-blk,id=<id>,node-name=<N>,
            addr.type=unix,addr.path=<socket-path>

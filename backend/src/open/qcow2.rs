@@ -6,8 +6,8 @@ use crate::cli::{
     Spelling, child_blockdev, parse_json,
 };
 use blockgraph::driver::file::{Cache, Flushes};
-use blockgraph::driver::qcow2::Options;
 use blockgraph::driver::qcow2::cache::CacheOptions;
+use blockgraph::driver::qcow2::{Options, PassDiscard, Unref, WriteOptions};
 use blockgraph::graph::gate::{Inherited, Named, Names, Parsed, Parser, UnknownFormat};
 use blockgraph::graph::open::{Backing, DriverSpec, Qcow2Spec};
 use blockgraph::graph::{Access, DetectZeroes, DiscardPolicy, Sharing};
@@ -34,6 +34,18 @@ pub(super) fn spec(image: Qcow2Options, common: &NodeCommon) -> Result<DriverSpe
 fn options(image: &Qcow2Options) -> Options {
     Options {
         snapshot: image.snapshot.clone(),
+        write: WriteOptions {
+            pass_discard: PassDiscard {
+                request: image.pass_discard_request,
+                snapshot: image.pass_discard_snapshot,
+                other: image.pass_discard_other,
+            },
+            unref: match image.discard_no_unref {
+                true => Unref::Keep,
+                false => Unref::Free,
+            },
+            lazy_refcounts: image.lazy_refcounts,
+        },
         cache: CacheOptions {
             total: image.cache.size_bytes,
             l2: image.cache.l2_size_bytes,

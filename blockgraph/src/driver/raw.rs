@@ -4,6 +4,7 @@
 //! the child.
 
 use super::SECTOR_BYTES;
+use crate::filter::blkdebug::BlkdebugEvent;
 use crate::graph::perm::{Perms, Wants};
 use crate::graph::status::{Until, status_above};
 use crate::graph::{Edge, Role};
@@ -101,6 +102,11 @@ impl Driver for Raw {
     }
 
     fn serve<'a>(&'a self, io: &'a Io, request: Request) -> Local<'a, Outcome> {
+        match request.kind {
+            Kind::Read => io.event(Role::Image, BlkdebugEvent::ReadAio),
+            Kind::Write(_) => io.event(Role::Image, BlkdebugEvent::WriteAio),
+            _ => {}
+        }
         // A flush has no span to move.
         let moved = match request.kind {
             Kind::Flush => request,

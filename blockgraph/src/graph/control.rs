@@ -89,6 +89,8 @@ impl Control {
         while result.borrow().is_none() {
             self.turn(deadline)?;
         }
+        // Nothing turns this lane until the next work comes: what the work looked up must not stay pinned till then.
+        self.lane.end_batch();
         self.hear();
         // What it looked up is pinned no longer, or everybody who awaits a grace period waits for the next time that this runs.
         self.lane.end_batch();

@@ -15,6 +15,7 @@ pub mod nbd;
 pub mod pki;
 pub mod qcow2;
 pub mod qemu;
+pub mod writes;
 
 use blockgraph::graph::open::{self, Child, DriverSpec, FileSpec, NodeSpec, OpenError};
 use blockgraph::graph::{Body, Common, Control, DiscardPolicy, NewNode, Shape};

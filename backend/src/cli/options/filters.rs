@@ -43,6 +43,8 @@ pub struct PreallocateOptions {
 pub struct BlkdebugOptions {
     /// The filtered child.
     pub image: ChildRef,
+    /// A file with more rules.
+    pub config: Option<String>,
     /// What the node pretends it can do at most.
     pub limits: BlkdebugLimits,
     /// Errors to be made.

@@ -51,7 +51,6 @@ pub(super) fn read(
 ) -> Result<BlkdebugOptions, Refusal> {
     let image = child(o, "image", &common.for_child(), own)?;
     let config = o.string("config")?;
-    own.check(config.is_none(), || Refusal::unsupported("'config'"));
     let limits = limits(o, own)?;
     let inject_error = o.each("inject-error", inject_error)?.unwrap_or_default();
     let set_state = o.each("set-state", set_state)?.unwrap_or_default();
@@ -59,6 +58,7 @@ pub(super) fn read(
     let unshare_child_perms = o.words("unshare-child-perms", PERMS)?.unwrap_or_default();
     Ok(BlkdebugOptions {
         image,
+        config,
         limits,
         inject_error,
         set_state,

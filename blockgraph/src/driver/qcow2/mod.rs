@@ -3,23 +3,40 @@
 //! The rule: the L2 slices in memory (`cache`) are the truth, and `map` is a lookup in them and nothing more. Whatever needs
 //! a slice that is not there, a decompression, an allocation or any change of metadata is served.
 
+mod alloc;
 pub mod cache;
 pub mod check;
+mod close;
+mod commit;
+mod compress;
 pub mod create;
+mod discard;
+mod edge;
 mod extent;
 pub mod format;
+mod free;
+mod gate;
 pub mod geometry;
 pub mod image_file;
+mod meta;
 mod open;
 mod pieces;
+mod plan;
 mod read;
+mod refcount;
+mod release;
 mod sparse;
 mod status;
+mod together;
 mod unpack;
 mod users;
 mod width;
+mod write;
+mod writer;
+mod zero;
 
 pub use open::{Image, Options, Qcow2Error};
+pub use writer::{PassDiscard, Unref, WriteOptions};
 
 use crate::graph::perm::{Perm, Perms, Wants};
 use crate::graph::{Access, Edge, Role};
@@ -34,12 +51,14 @@ use extent::extent;
 use format::entry::{DataIn, L1Entry, Malformed, Part};
 use format::header::Header;
 use geometry::Geometry;
+use meta::Meta;
 use ring::Errno;
 use sparse::Sparse;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use unpack::Unpacked;
 use users::Users;
+use writer::Writer;
 
 /// A qcow2 image.
 #[derive(Debug)]
@@ -60,15 +79,7 @@ pub struct Qcow2 {
     sparse: Sparse,
     /// May allocated clusters be written by the mapped path? Not before the header says that somebody writes.
     may_map_writes: AtomicBool,
-}
-
-/// What of an image's metadata is in memory, but for the L2 slices.
-#[derive(Debug)]
-pub(crate) struct Meta {
-    /// As on disk.
-    pub(crate) header: Header,
-    /// The active L1 table, or a snapshot's.
-    pub(crate) l1: Vec<u64>,
+    writer: Writer,
 }
 
 impl Qcow2 {
@@ -114,9 +125,13 @@ impl Qcow2 {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What the guest sees, in bytes.
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        self.size_bytes.load(Ordering::Acquire)
+    }
+
     fn l2_table(&self, index: usize) -> Result<L1Entry, Malformed> {
-        let word = self.meta().l1.get(index).copied().unwrap_or(0);
-        L1Entry::decode(word, self.geometry.cluster_bits())
+        self.meta().l2_table(index)
     }
 
     /// Where a slice that is not cached is on disk.
@@ -177,8 +192,7 @@ impl Driver for Qcow2 {
     fn serve<'a>(&'a self, io: &'a Io, request: Request) -> Local<'a, Outcome> {
         match request.kind {
             Kind::Read => Box::pin(self.read(io, request.span, request.mem)),
-            Kind::Flush => Box::pin(std::future::ready(Ok(()))),
-            _ => Box::pin(std::future::ready(Err(Errno::RDONLY))),
+            kind => Box::pin(self.change(io, kind, request.span, request.mem)),
         }
     }
 
@@ -204,6 +218,10 @@ impl Driver for Qcow2 {
             size_bytes: self.size_bytes.load(Ordering::Acquire),
             limits: self.limits,
         }
+    }
+
+    fn close<'a>(&'a self, io: &'a Io) -> Local<'a, Outcome> {
+        Box::pin(self.close_writer(io))
     }
 
     fn wants(&self, edge: &Edge, above: Wants) -> Wants {

@@ -3,6 +3,7 @@
 //! The rule: [`Image::load`] needs the file alone, and says which other children the image has; [`Image::driver`] makes the
 //! node's body once they are open.
 
+use super::Qcow2;
 use super::cache::{Cache, CacheOptions, CacheSizes, SizeError, clean_every};
 use super::check::{CheckError, read_snapshots};
 use super::format::entry::{DataIn, Layout, Words, ZeroFlag};
@@ -12,9 +13,10 @@ use super::format::header::{
 use super::format::snapshot_table::SnapshotError;
 use super::geometry::Geometry;
 use super::image_file::ImageFile;
+use super::meta::Meta;
 use super::read::read_or_zeroes;
 use super::unpack::Unpacked;
-use super::{Meta, Qcow2};
+use super::writer::{WriteOptions, Writer};
 use crate::driver::{SECTOR_BYTES, SIZE_BYTES_MAX};
 use crate::graph::{Access, errno_text};
 use crate::hold::Holds;
@@ -31,6 +33,8 @@ use thiserror::Error;
 pub struct Options {
     /// How large the caches are.
     pub cache: CacheOptions,
+    /// How it is written.
+    pub write: WriteOptions,
     /// Show an internal snapshot, by its id or else by its name, in place of the active disk; only to be read.
     pub snapshot: Option<String>,
 }
@@ -91,6 +95,7 @@ pub struct Image {
     l1: Vec<u64>,
     geometry: Geometry,
     sizes: CacheSizes,
+    write: WriteOptions,
     shown: Shown,
 }
 
@@ -128,6 +133,7 @@ impl Image {
             l1,
             geometry,
             sizes,
+            write: options.write,
             shown,
         })
     }
@@ -172,6 +178,7 @@ impl Image {
             l1,
             geometry,
             sizes,
+            write,
             shown,
         } = self;
         if access == Access::ReadWrite && header.incompatible.corrupt {
@@ -197,7 +204,8 @@ impl Image {
             l2,
             _cleaning: cleaning,
             unpacked: Unpacked::new(header.compression, geometry.cluster_bytes()),
-            state: Mutex::new(Meta { header, l1 }),
+            writer: Writer::new(&header, write, &sizes),
+            state: Mutex::new(Meta::new(header, l1)),
             sparse: super::sparse::Sparse::default(),
             holds: Holds::default(),
             users: super::users::Users::default(),

@@ -147,7 +147,7 @@ impl<'a> World<'a> {
     /// Lets all ask for `ns`. Timers are late by up to a tenth of a millisecond.
     fn run(&mut self, ns: u64) {
         let end = self.now_ns + ns;
-        clock::turned(Some(self.now_ns));
+        clock::goes_on(Some(self.now_ns));
         for client in 0..self.clients.len() {
             let depth = self.clients[client].depth;
             let has = self.waiting.iter().filter(|w| w.client == client).count();
@@ -162,7 +162,7 @@ impl<'a> World<'a> {
                 self.now_ns = end;
                 return;
             }
-            clock::turned(Some(self.now_ns));
+            clock::goes_on(Some(self.now_ns));
             self.waiting.iter().for_each(|w| w.waker.wake_by_ref());
         }
     }
@@ -386,7 +386,7 @@ fn who_gives_up_holds_up_nobody() {
         ..Limits::default()
     };
     let group = Group::new("g", limits).expect("limits");
-    clock::turned(Some(S));
+    clock::goes_on(Some(S));
     let span = Span { at: 0, len: 512 };
     for _ in 0..2 {
         assert!(group.ready(Dir::Read, span));
@@ -404,14 +404,14 @@ fn who_gives_up_holds_up_nobody() {
     assert!(flags[1].0.swap(false, Ordering::SeqCst), "a new keeper");
     assert_eq!(second.step(until, &wakers[1]), Step::Go);
     assert!(flags[2].0.swap(false, Ordering::SeqCst));
-    clock::turned(Some(S + S / 10));
+    clock::goes_on(Some(S + S / 10));
     assert!(group.ready(Dir::Read, span), "the thread has its token");
     group.begin(Dir::Read, span);
     assert!(!group.ready(Dir::Read, span), "the third is in front");
     drop(second);
     drop(third);
     assert!(!group.ready(Dir::Read, span), "the bucket is full");
-    clock::turned(Some(2 * S));
+    clock::goes_on(Some(2 * S));
     assert!(group.ready(Dir::Read, span));
 }
 

@@ -4,11 +4,14 @@
 //! if that is not to be had.
 
 use super::{Child, Made, OpenError, Opening};
+use crate::filter::blkdebug::{self, Blkdebug};
 use crate::filter::compress::Compress;
 use crate::filter::copy_on_read::{self, BottomError, CopyOnRead};
+use crate::filter::preallocate::Preallocate;
 use crate::filter::throttle::{GroupError, Throttle};
-use crate::graph::{Body, Common, Shape};
+use crate::graph::{Body, Common, Edge, Role, Shape};
 use crate::node::NodeId;
+use std::path::PathBuf;
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -34,6 +37,24 @@ pub enum FilterSpec {
         /// What compresses.
         file: Child,
     },
+    /// `preallocate`
+    Preallocate {
+        /// What grows ahead of time.
+        file: Child,
+        /// To a multiple of so many bytes; 0 is 1.
+        align_bytes: u64,
+        /// How much further than asked.
+        ahead_bytes: u64,
+    },
+    /// `blkdebug`
+    Blkdebug {
+        /// Whose requests are to fail.
+        image: Child,
+        /// A file with more rules.
+        config: Option<PathBuf>,
+        /// The rest.
+        options: blkdebug::Options,
+    },
 }
 
 /// Why a filter cannot be opened; the texts are QEMU's.
@@ -45,6 +66,9 @@ pub enum FilterError {
     /// No such bottom.
     #[error(transparent)]
     Bottom(#[from] BottomError),
+    /// A config file that makes no sense.
+    #[error(transparent)]
+    Config(#[from] blkdebug::ConfigError),
     /// A format that does not compress.
     #[error("Compression is not supported for underlying format: {0}")]
     Uncompressed(&'static str),
@@ -85,6 +109,38 @@ impl Opening<'_> {
                 self.check_compresses(child)?;
                 let driver = Arc::new(Compress::new(below));
                 Ok(made("compress", child, Body::Driver(driver)))
+            }
+            FilterSpec::Preallocate {
+                file,
+                align_bytes,
+                ahead_bytes,
+            } => {
+                let (child, below) = self.child(file, depth)?;
+                let driver = Arc::new(Preallocate::new(below, align_bytes, ahead_bytes));
+                Ok(made("preallocate", child, Body::Driver(driver)))
+            }
+            FilterSpec::Blkdebug {
+                image,
+                config,
+                mut options,
+            } => {
+                if let Some(path) = config {
+                    let config = blkdebug::read_config(&path).map_err(FilterError::from)?;
+                    options.inject_error.extend(config.inject_error);
+                    options.set_state.extend(config.set_state);
+                }
+                let (child, below) = self.child(image, depth)?;
+                let driver = Arc::new(Blkdebug::new(below, options));
+                let mut made = made("blkdebug", child, Body::Driver(driver));
+                made.shape = Shape::Filter {
+                    below: Edge {
+                        role: Role::Filtered,
+                        option: "image",
+                        child,
+                    },
+                    also: None,
+                };
+                Ok(made)
             }
         }
     }

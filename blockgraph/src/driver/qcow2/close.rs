@@ -1,0 +1,66 @@
+//! The end of a writable image: everything durable, the file as long as it has to be, the dirty bit gone.
+//!
+//! The rule: the dirty bit is cleared last, when refcounts are right on disk. An image that cannot be closed cleanly is one
+//! that a crash left: nothing is lost, some clusters may be.
+
+use super::Qcow2;
+use super::writer::Gate;
+use crate::io::Io;
+use crate::node::Outcome;
+use crate::request::Prealloc;
+use ring::Errno;
+
+/// Freed clusters give refcounts to write, whose writing frees none: more rounds than this are never needed.
+const ROUNDS_MAX: u32 = 4;
+
+impl Qcow2 {
+    /// Nothing of the image is in flight.
+    pub(super) async fn close_writer(&self, io: &Io) -> Outcome {
+        match self.writer.gate() {
+            Gate::Shut => return Ok(()),
+            // Nothing may be written any more. Memory may know more than the disk, and that is lost, as was said.
+            Gate::Corrupt => return Err(Errno::IO),
+            Gate::Open => {}
+        }
+        self.write_everything(io).await?;
+        self.cut_file(io).await?;
+        self.clear_dirty_bit(io).await
+    }
+
+    /// Brings the disk to where memory is, refcounts included.
+    pub(super) async fn write_everything(&self, io: &Io) -> Outcome {
+        // From here on refcounts are written in every commit.
+        self.writer.set_lazy(false);
+        for _ in 0..ROUNDS_MAX {
+            self.commit(io).await?;
+            let meta = self.meta();
+            if !meta.is_ahead() && meta.freed.is_empty() && !meta.refs.is_dirty() {
+                return Ok(());
+            }
+        }
+        Err(Errno::IO)
+    }
+
+    /// Gives back what was added to the file's end and not used.
+    async fn cut_file(&self, io: &Io) -> Outcome {
+        let (length, used) = {
+            let mut meta = self.meta();
+            if !meta.alloc.knows_end() {
+                return Ok(());
+            }
+            (meta.alloc.length(), meta.alloc.trim())
+        };
+        if used >= length {
+            return Ok(());
+        }
+        match io.truncate(self.file(io)?, used, Prealloc::Off).await {
+            Ok(()) => {
+                self.meta().alloc.cut(used);
+                Ok(())
+            }
+            // A device: its size is what it is.
+            Err(Errno::NOTSUP | Errno::INVAL) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+}
