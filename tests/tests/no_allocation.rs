@@ -192,7 +192,7 @@ fn a_mapped_request_allocates_nothing_after_warm_up() {
         ("null, zeroes", null(Reads::Zeroes), Mix::Both),
         ("a file", file(image.path()), Mix::Both),
         ("a file under a filter", filtered, Mix::Both),
-        ("a qcow2 image", qcow2, Mix::Reads),
+        ("a qcow2 image", qcow2, Mix::Both),
         ("a qcow2 image and its backing file", chain, Mix::Reads),
     ];
     for (name, node, mix) in nodes {
