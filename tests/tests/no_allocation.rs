@@ -14,7 +14,7 @@ use blockgraph::driver::qcow2::cache::CacheOptions;
 use blockgraph::graph::Common;
 use blockgraph::graph::gate::Named;
 use blockgraph::graph::open::{
-    Backing, Child, DriverSpec, FileSpec, NodeSpec, NullKind, NullSpec, Qcow2Spec,
+    Backing, Child, DriverSpec, FileSpec, FilterSpec, NodeSpec, NullKind, NullSpec, Qcow2Spec,
 };
 use blockgraph::node::Engine;
 use ring::{Choice, Ring};
@@ -107,33 +107,65 @@ fn delayed_by_nothing(below: NodeSpec) -> NodeSpec {
     })
 }
 
-/// A qcow2 image on it with every cluster in its place, and an empty one on top of that.
+fn filter(filter: FilterSpec) -> NodeSpec {
+    spec(DriverSpec::Filter(Box::new(filter)))
+}
+
+fn throttled(below: NodeSpec, group: &str) -> NodeSpec {
+    filter(FilterSpec::Throttle {
+        file: Child::Inline(Box::new(below)),
+        group: group.to_owned(),
+    })
+}
+
+/// Filters of every kind that have nothing to do.
+fn idly_filtered(below: NodeSpec) -> NodeSpec {
+    let child = |below: NodeSpec| Child::Inline(Box::new(below));
+    let preallocate = filter(FilterSpec::Preallocate {
+        file: child(below),
+        align_bytes: 1 << 20,
+        ahead_bytes: 1 << 20,
+    });
+    let copied = filter(FilterSpec::CopyOnRead {
+        file: child(preallocate),
+        bottom: None,
+    });
+    let blkdebug = filter(FilterSpec::Blkdebug {
+        image: child(throttled(copied, "none")),
+        config: None,
+        options: Default::default(),
+    });
+    delayed_by_nothing(blkdebug)
+}
+
+/// A qcow2 image with every cluster in its place, and an empty one on top of another such.
 fn images(dir: &std::path::Path) -> (NodeSpec, NodeSpec) {
-    let below = dir.join("below.qcow2");
-    let top = dir.join("top.qcow2");
-    let (below_name, top_name) = (below.to_str().unwrap(), top.to_str().unwrap());
-    create(&["-o", "preallocation=metadata", below_name, "64M"]);
-    create(&["-b", below_name, "-F", "qcow2", top_name]);
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    let (alone, below, top) = (path("alone"), path("below"), path("top"));
+    create(&["-o", "preallocation=metadata", &alone, "64M"]);
+    create(&["-o", "preallocation=metadata", &below, "64M"]);
+    create(&["-b", &below, "-F", "qcow2", &top]);
+    let below = image(&below, Backing::Nothing);
+    let chain = image(&top, Backing::Node(Child::Inline(Box::new(below))));
+    (image(&alone, Backing::Nothing), chain)
+}
+
+fn image(path: &str, backing: Backing) -> NodeSpec {
     // The thread that cleans caches allocates when it starts, whenever that is.
-    let options = || Options {
-        cache: CacheOptions {
-            clean_interval_s: Some(0),
-            ..CacheOptions::default()
+    let cache = CacheOptions {
+        clean_interval_s: Some(0),
+        ..CacheOptions::default()
+    };
+    spec(DriverSpec::Qcow2(Box::new(Qcow2Spec {
+        file: Child::Inline(Box::new(file(path.as_ref()))),
+        data_file: None,
+        backing,
+        named: Named::default(),
+        options: Options {
+            cache,
+            ..Options::default()
         },
-        ..Options::default()
-    };
-    let image = |path, backing| {
-        spec(DriverSpec::Qcow2(Box::new(Qcow2Spec {
-            file: Child::Inline(Box::new(file(path))),
-            data_file: None,
-            backing,
-            named: Named::default(),
-            options: options(),
-        })))
-    };
-    let alone = || image(&below, Backing::Nothing);
-    let chain = image(&top, Backing::Node(Child::Inline(Box::new(alone()))));
-    (alone(), chain)
+    })))
 }
 
 fn create(args: &[&str]) {
@@ -182,16 +214,29 @@ fn a_mapped_request_allocates_nothing_after_warm_up() {
         println!("not tested: io_uring is refused ({error})");
         return;
     }
-    let image = tempfile::NamedTempFile::new().unwrap();
-    image.as_file().set_len(64 << 20).unwrap();
+    let raw = tempfile::NamedTempFile::new().unwrap();
+    raw.as_file().set_len(64 << 20).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let (qcow2, chain) = images(dir.path());
-    let filtered = delayed_by_nothing(file(image.path()));
     let nodes = [
         ("null", null(Reads::Untouched), Mix::Both),
         ("null, zeroes", null(Reads::Zeroes), Mix::Both),
-        ("a file", file(image.path()), Mix::Both),
-        ("a file under a filter", filtered, Mix::Both),
+        ("a file", file(raw.path()), Mix::Both),
+        (
+            "a file under a filter",
+            delayed_by_nothing(file(raw.path())),
+            Mix::Both,
+        ),
+        (
+            "a file under five filters",
+            idly_filtered(file(raw.path())),
+            Mix::Both,
+        ),
+        (
+            "a file that is throttled and has room",
+            throttled(file(raw.path()), "wide"),
+            Mix::Both,
+        ),
         ("a qcow2 image", qcow2, Mix::Both),
         ("a qcow2 image and its backing file", chain, Mix::Reads),
     ];

@@ -108,7 +108,17 @@ argument may also be a JSON object:
            [,iothread=<id>][,fixed-iothread=on|off]
            addr.type=fd,addr.str=<N>            a listening socket
            addr.type=connected-fd,addr.str=<N>  a connected one
+  --nbd-server addr.type=unix,addr.path=<path>
+               addr.type=inet,addr.host=<host>,addr.port=<port>
+               addr.type=fd,addr.str=<N>            a listening socket
+               [,tls-creds=<id>][,max-connections=<n>]
+               [,handshake-max-seconds=<n>]
+               [,x-send-timeout=<seconds>]          for replies left unread
+  --export [type=]nbd,id=<id>,node-name=<N>[,name=<name>][,description=<text>]
+           [,writable=on|off][,writethrough=on|off][,allocation-depth=on|off]
   --object iothread,id=<id>[,poll-max-ns=<n>]
+  --object tls-creds-x509,id=<id>,dir=<path>,endpoint=server|client
+           [,verify-peer=on|off][,sanity-check=on|off]
   --object throttle-group,id=<id>[,limits.iops-total=<n>]
            [,limits.bps-total=<n>][,limits.iops-total-max=<n>]
            [,limits.iops-total-max-length=<seconds>][,limits.iops-size=<n>]...

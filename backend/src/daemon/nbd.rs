@@ -195,7 +195,14 @@ impl Daemon {
             },
             shares: Perms::ALL.without(Perms::RESIZE),
         };
-        attach(&self.current, node, wants, None).map_err(|e| open::perm_refusal(&e).to_string())
+        // As in QEMU, that the size has to stay is said only once the rest is granted.
+        let shared = Wants {
+            shares: Perms::ALL,
+            ..wants
+        };
+        let refusal = |e| open::perm_refusal(&e).to_string();
+        attach(&self.current, node, shared, None).map_err(refusal)?;
+        attach(&self.current, node, wants, None).map_err(refusal)
     }
 }
 

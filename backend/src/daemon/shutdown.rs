@@ -129,13 +129,14 @@ impl Daemon {
         result
     }
 
-    /// Parents first: what a node has to write at its end goes through its children. Those come before it in the graph.
+    /// Parents first: what a node has to write at its end goes through its children.
     fn close(&mut self, deadline: Instant) -> Result<(), Unclean> {
         let graph = self.current.get();
-        let mut nodes: Vec<_> = graph.nodes().collect();
-        nodes.reverse();
         let mut result = Ok(());
-        for (id, node) in nodes {
+        for id in graph.all_parents_first() {
+            let Some(node) = graph.node(id) else {
+                continue;
+            };
             let Body::Driver(driver) = node.body().clone() else {
                 continue;
             };

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use backend::queue::{Crew, Team, WorkerOptions};
 use backend::vhost::{Link, RingStart};
 use backend::virtio_blk::{Cache, Disk, DiskOptions};
+use blockgraph::filter::throttle;
 use blockgraph::graph::Control;
 use blockgraph::graph::open::{NodeSpec, open};
 use blockgraph::pin::Epochs;
@@ -43,9 +44,29 @@ pub struct Desk {
     map: Arc<GuestMap>,
 }
 
+/// Throttle groups that nodes of a desk may belong to: `none` without limits, `wide` with limits nobody reaches.
+fn add_groups(current: &Current) {
+    let rate = throttle::Rate {
+        avg: 1 << 48,
+        ..throttle::Rate::NONE
+    };
+    let wide = throttle::Limits {
+        bps_total: rate,
+        iops_read: rate,
+        iops_write: rate,
+        iops_size: 4096,
+        ..throttle::Limits::default()
+    };
+    let graph = current.get();
+    let groups = graph.throttle_groups();
+    groups.add("none", throttle::Limits::default()).unwrap();
+    groups.add("wide", wide).unwrap();
+}
+
 /// A writable node on a thread of its own.
 pub fn desk(choice: Choice, spec: NodeSpec) -> Desk {
     let current = Arc::<Current>::default();
+    add_groups(&current);
     let epochs = Arc::<Epochs>::default();
     let mut control = Control::new(current.clone(), epochs.clone(), Choice::Threads).unwrap();
     let (node, graph) = open(&current, spec, &mut control).unwrap();

@@ -48,6 +48,11 @@ impl Budget {
     pub(super) fn requests(&self) -> usize {
         self.requests.get()
     }
+
+    /// Their bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.get()
+    }
 }
 
 impl Permit {

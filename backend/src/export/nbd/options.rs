@@ -107,7 +107,14 @@ impl Payload {
 /// Payload of INFO and GO.
 struct Wanted {
     name: Vec<u8>,
-    tell_name: bool,
+    kinds: Kinds,
+}
+
+/// What a client asks about an export.
+#[derive(Clone, Copy, Debug, Default)]
+struct Kinds {
+    name: bool,
+    block_sizes: bool,
 }
 
 /// Payload of LIST_META_CONTEXT and SET_META_CONTEXT, its queries still unread.
@@ -143,21 +150,30 @@ impl Handshake<'_> {
             self.unknown_export(payload, &wanted.name)?;
             return Ok(None);
         };
-        self.tell(head.kind, &export, wanted.tell_name)?;
+        self.tell(head.kind, &export, wanted.kinds)?;
         Ok(Some(export))
     }
 
     /// The name is told to who asks; the rest to everybody, as QEMU does.
-    fn tell(&mut self, option: OptionKind, export: &Arc<Export>, name: bool) -> Result<(), Gone> {
+    fn tell(&mut self, option: OptionKind, export: &Arc<Export>, asked: Kinds) -> Result<(), Gone> {
         let options = &export.options;
-        let contexts = self.contexts_of(export).len();
+        // QEMU tells who only asks what would be possible.
+        let contexts = match option {
+            OptionKind::Info => export.contexts().len(),
+            _ => self.contexts_of(export).len(),
+        };
+        let aligned = options.block_bytes > 1;
         let sizes = BlockSizes {
-            minimum_bytes: options.block_bytes,
+            // "a client that did not ask" may not care either: it is served anyhow, if more slowly.
+            minimum_bytes: match asked.block_sizes || option == OptionKind::Info {
+                true => options.block_bytes,
+                false => 1,
+            },
             preferred_bytes: PREFERRED_BYTES.max(options.block_bytes),
             maximum_bytes: TRANSFER_BYTES_MAX,
         };
         let infos = [
-            name.then_some(Info::Name(&options.name)),
+            asked.name.then_some(Info::Name(&options.name)),
             options.description.as_deref().map(Info::Description),
             Some(Info::BlockSize(sizes)),
             Some(Info::Export(export.head(self.form, contexts))),
@@ -166,6 +182,10 @@ impl Handshake<'_> {
             let mut bytes = Vec::new();
             info.encode(&mut bytes);
             self.reply(option, OptionReplyKind::Info, &bytes)?;
+        }
+        if option == OptionKind::Info && aligned && !asked.block_sizes {
+            let text = b"request NBD_INFO_BLOCK_SIZE to use this export";
+            return self.reply(option, OptionReplyKind::BlockSizeRequired, text);
         }
         self.reply(option, OptionReplyKind::Ack, &[])
     }
@@ -240,13 +260,14 @@ impl Handshake<'_> {
 fn read_wanted(payload: &mut Payload, line: &mut Line) -> Result<Wanted, Wrong> {
     let name = payload.name(line)?;
     let count = payload.u16(line)?;
-    let mut tell_name = false;
+    let mut kinds = Kinds::default();
     for _ in 0..count {
         let kind = InfoKind::from_number(payload.u16(line)?);
-        tell_name |= kind == InfoKind::Name;
+        kinds.name |= kind == InfoKind::Name;
+        kinds.block_sizes |= kind == InfoKind::BlockSize;
     }
     payload.end()?;
-    Ok(Wanted { name, tell_name })
+    Ok(Wanted { name, kinds })
 }
 
 fn read_queries(payload: &mut Payload, line: &mut Line) -> Result<Queries, Wrong> {

@@ -61,7 +61,7 @@ impl Pool {
     /// Takes memory back that nobody reads or writes any more.
     pub(super) fn put(&mut self, memory: Mem) {
         let size = memory.len();
-        let kept = size >= PIECE_BYTES_MIN && size <= PIECE_BYTES_MAX && size.is_power_of_two();
+        let kept = (PIECE_BYTES_MIN..=PIECE_BYTES_MAX).contains(&size) && size.is_power_of_two();
         if kept && self.bytes + size <= KEPT_BYTES_MAX {
             self.bytes += size;
             self.free.push(memory);

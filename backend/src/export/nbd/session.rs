@@ -31,8 +31,10 @@ const SOCKET: u64 = 1 << 61;
 const SEAT: u64 = 2 << 61;
 const RING: u64 = 3 << 61;
 
-/// Requests taken before replies have their turn.
+/// Requests taken before replies have their turn, and their data: what is read from the page cache should leave while the
+/// CPU's cache has it.
 const BATCH_MAX: usize = 64;
+const BATCH_BYTES_MAX: usize = 512 << 10;
 
 /// What the client sends next.
 #[derive(Debug)]
@@ -303,9 +305,13 @@ impl Session {
 
     /// Takes requests off the wire for as long as there are any and there is room.
     fn take_requests(&mut self) -> Stopped {
+        let before = self.budget.bytes();
         for _ in 0..BATCH_MAX {
             if self.phase > Phase::Serving || !self.readable {
                 return Stopped::Empty;
+            }
+            if self.budget.bytes() >= before + BATCH_BYTES_MAX {
+                break;
             }
             match self.take_one() {
                 Ok(Came::Here(true)) => {}
