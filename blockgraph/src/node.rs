@@ -251,6 +251,11 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// Of no meaning for a node that waits for nobody but this machine.
     fn cancel(&self) {}
 
+    /// The image, for what only qcow2 has.
+    fn as_qcow2(&self) -> Option<&crate::driver::qcow2::Qcow2> {
+        None
+    }
+
     /// Before it is gone for good: make everything durable that a close should. Nothing of its own is in flight then.
     fn close<'a>(&'a self, _io: &'a Io) -> Local<'a, Outcome> {
         Box::pin(async { Ok(()) })

@@ -42,7 +42,7 @@ impl Qcow2 {
     }
 
     /// Gives back what was added to the file's end and not used.
-    async fn cut_file(&self, io: &Io) -> Outcome {
+    pub(super) async fn cut_file(&self, io: &Io) -> Outcome {
         let (length, used) = {
             let mut meta = self.meta();
             if !meta.alloc.knows_end() {

@@ -61,7 +61,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    async fn load_refcount_table(&self, io: &Io) -> Outcome {
+    pub(super) async fn load_refcount_table(&self, io: &Io) -> Outcome {
         let (table, order) = {
             let header = &self.meta().header;
             (header.refcount_table, header.refcount_order)

@@ -23,12 +23,17 @@ mod open;
 mod overlap;
 mod pieces;
 mod plan;
+mod preallocate;
 mod read;
 mod refcount;
 mod release;
+pub mod resize;
+mod restructure;
+pub mod snapshot;
 mod sparse;
 mod status;
 mod together;
+mod traffic;
 mod unpack;
 mod users;
 mod width;
@@ -45,7 +50,7 @@ use crate::graph::{Access, Edge, Role};
 use crate::hold::Holds;
 use crate::io::Io;
 use crate::node::{Driver, Info, Limits, Local, Map, Outcome};
-use crate::request::{Dir, Kind, Request};
+use crate::request::{Dir, Kind, Prealloc, Request};
 use crate::status::Status;
 use crate::units::Span;
 use cache::{Cache, Cleaning, View};
@@ -58,6 +63,7 @@ use ring::Errno;
 use sparse::Sparse;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use traffic::Traffic;
 use unpack::Unpacked;
 use users::Users;
 use writer::Writer;
@@ -82,6 +88,8 @@ pub struct Qcow2 {
     /// May allocated clusters be written by the mapped path? Not before the header says that somebody writes.
     may_map_writes: AtomicBool,
     writer: Writer,
+    /// Requests that change it.
+    traffic: Traffic,
 }
 
 impl Qcow2 {
@@ -230,6 +238,14 @@ impl Driver for Qcow2 {
             size_bytes: self.size_bytes.load(Ordering::Acquire),
             limits: self.limits,
         }
+    }
+
+    fn truncate<'a>(&'a self, io: &'a Io, size_bytes: u64, how: Prealloc) -> Local<'a, Outcome> {
+        Box::pin(async move { self.resize(io, size_bytes, how).await.map_err(Into::into) })
+    }
+
+    fn as_qcow2(&self) -> Option<&Qcow2> {
+        Some(self)
     }
 
     fn close<'a>(&'a self, io: &'a Io) -> Local<'a, Outcome> {

@@ -210,6 +210,7 @@ impl Image {
             holds: Holds::default(),
             users: super::users::Users::default(),
             may_map_writes: AtomicBool::new(false),
+            traffic: super::traffic::Traffic::default(),
         })
     }
 }

@@ -22,7 +22,7 @@ const ROOM_TRIES_MAX: u32 = 64;
 
 /// How a write begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Job {
+pub(super) enum Job {
     /// As if it had been mapped.
     InPlace,
     /// Into the host cluster that the guest cluster has already, parts of which are not in use.
@@ -37,6 +37,7 @@ enum Job {
 impl Qcow2 {
     /// Every request but a read.
     pub(super) async fn change(&self, io: &Io, kind: Kind, span: Span, mem: Mem) -> Outcome {
+        let _pass = self.traffic.enter().await;
         match kind {
             Kind::Read => self.read(io, span, mem).await,
             Kind::Write(durability) => self.write(io, span, &mem, durability).await,
@@ -162,7 +163,7 @@ impl Qcow2 {
     }
 
     /// How to write the beginning of `span`.
-    async fn job(&self, io: &Io, span: Span) -> Result<Job, Errno> {
+    pub(super) async fn job(&self, io: &Io, span: Span) -> Result<Job, Errno> {
         let at = self.geometry.entry_at(span.at);
         let job = {
             let slot = self.slice(io, at.slice).await?;
@@ -301,7 +302,7 @@ impl Qcow2 {
     }
 
     /// Sets the words of the clusters that `wide` touches: its bytes are in `run` from now on.
-    async fn publish(
+    pub(super) async fn publish(
         &self,
         io: &Io,
         wide: Span,

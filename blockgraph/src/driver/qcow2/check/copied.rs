@@ -6,6 +6,7 @@ use super::image::{Image, read_words};
 use super::walk::{block_at, entry_words, merged};
 use super::{Finding, Report};
 use crate::driver::qcow2::format::entry::{DataIn, L1Entry, L2Entry};
+use crate::driver::qcow2::format::header::TableAt;
 use ring::Errno;
 
 const COPIED: u64 = 1 << 63;
@@ -58,9 +59,22 @@ impl Disk<'_> {
     }
 }
 
-/// Looks at the active tables.
+/// Looks at the active tables, and at those that are to be.
 pub(super) async fn check_flags(
     image: &Image,
+    flags: Flags,
+    report: &mut Report,
+) -> Result<(), Errno> {
+    check_tables(image, image.header.l1, flags, report).await?;
+    for l1 in &image.extra.l1 {
+        check_tables(image, *l1, flags, report).await?;
+    }
+    Ok(())
+}
+
+async fn check_tables(
+    image: &Image,
+    l1: TableAt,
     flags: Flags,
     report: &mut Report,
 ) -> Result<(), Errno> {
@@ -69,7 +83,6 @@ pub(super) async fn check_flags(
         table: image.refcount_table().await?,
         blocks: Vec::new(),
     };
-    let l1 = image.header.l1;
     let mut done = 0;
     while done < u64::from(l1.count) {
         let step = (u64::from(l1.count) - done).min(STEP_WORDS);

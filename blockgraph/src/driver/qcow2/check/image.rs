@@ -2,7 +2,7 @@
 
 use super::CheckError;
 use crate::driver::qcow2::format::bitmap_dir::{self, Bitmap};
-use crate::driver::qcow2::format::header::{Bitmaps, Header, PREFIX_BYTES, Strictness};
+use crate::driver::qcow2::format::header::{Bitmaps, Header, PREFIX_BYTES, Strictness, TableAt};
 use crate::driver::qcow2::format::snapshot_table::{self, Snapshot, SnapshotError};
 use crate::driver::qcow2::image_file::ImageFile;
 use crate::driver::qcow2::width::Width;
@@ -25,6 +25,17 @@ pub(super) struct Image {
     pub(super) snapshots_bytes: u64,
     /// Length of the file.
     pub(super) file_bytes: u64,
+    /// What refers to clusters besides what the header leads to.
+    pub(super) extra: Extra,
+}
+
+/// Structures that the header does not lead to yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Extra {
+    /// L1 tables, with all they lead to.
+    pub(crate) l1: Vec<TableAt>,
+    /// Other regions: offset and length in bytes.
+    pub(crate) regions: Vec<(u64, u64)>,
 }
 
 /// Reads and checks the header.
@@ -76,6 +87,7 @@ impl Image {
             bitmaps,
             snapshots_bytes,
             file_bytes,
+            extra: Extra::default(),
         })
     }
 

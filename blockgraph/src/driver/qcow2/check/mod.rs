@@ -11,7 +11,7 @@ mod rebuild;
 mod report;
 mod walk;
 
-pub(crate) use image::read_snapshots;
+pub(crate) use image::{Extra, read_header, read_snapshots};
 pub use report::{Finding, Report};
 
 use super::format::bitmap_dir::BitmapError;
@@ -66,6 +66,9 @@ pub enum CheckError {
         /// How often.
         refcount: u64,
     },
+    /// Its references cannot all be read.
+    #[error("the image is damaged; check it first")]
+    Unsound,
     /// Left dirty, and not to be repaired.
     #[error("Could not repair dirty image")]
     NotRepaired,
@@ -89,6 +92,44 @@ pub async fn check(io: &Io, file: NodeId, repair: Repair) -> Result<Report, Chec
         mark_clean(&image).await?;
     }
     Ok(after)
+}
+
+/// Raises refcounts to what they will have to be when the header leads to `extra` as well; flags follow. Nothing is lowered,
+/// so the image is right before and after the header changes. Errors: a refcount that cannot be so high, an image that is
+/// not sound.
+pub(crate) async fn raise(file: &ImageFile, extra: &Extra) -> Result<(), CheckError> {
+    let mut image = Image::read(file.clone()).await?;
+    image.extra = extra.clone();
+    let found = look(&image, Fix::Nothing).await?;
+    if found.unreadable > 0 {
+        return Err(CheckError::Unsound);
+    }
+    if found.needs_rebuild {
+        rebuild::rebuild(&image).await?;
+        image = Image::read(file.clone()).await?;
+        image.extra = extra.clone();
+    } else {
+        look(&image, Fix::Errors).await?;
+    }
+    file.flush().await?;
+    let risen = look(&image, Fix::Nothing).await?;
+    for finding in &risen.findings {
+        if let Finding::TooLow {
+            cluster, expected, ..
+        } = *finding
+        {
+            let refcount = expected;
+            return Err(CheckError::RefcountTooLarge { cluster, refcount });
+        }
+    }
+    check_flags(&image, Flags::Fixed, &mut Report::default()).await?;
+    Ok(file.flush().await?)
+}
+
+/// Lowers refcounts to what the header leads to; flags follow, and the dirty bit goes.
+pub(crate) async fn settle(io: &Io, file: NodeId) -> Result<(), CheckError> {
+    repair_dirty(io, file).await?;
+    Ok(())
 }
 
 /// Makes an image that was left dirty fit to be written: its refcounts are set right and its dirty bit cleared. Errors:

@@ -73,6 +73,12 @@ impl<'a> Walk<'a> {
         for (table, times) in self.snapshot_tables() {
             self.l1(table, times, Whose::Snapshots).await?;
         }
+        for table in &self.image.extra.l1 {
+            self.l1(*table, 1, Whose::Snapshots).await?;
+        }
+        for (at, len) in &self.image.extra.regions {
+            self.region(*at, *len, 1);
+        }
         self.flush(Whose::Snapshots).await?;
         self.region(header.snapshots.at, self.image.snapshots_bytes, 1);
         self.bitmaps().await?;

@@ -1,0 +1,182 @@
+//! Changes of the image as a whole, which no commit could make: another L1 table, another snapshot table.
+//!
+//! The rule: no request changes anything meanwhile. What is new is written past the end of the file; refcounts are raised to
+//! cover it as well; the header, in one sector, is switched to it; only then are they lowered to what is left. So the image
+//! is sound before and after the switch, with leaks at worst; and in version 3 the dirty bit has even those repaired.
+
+use super::Qcow2;
+use super::check::{CheckError, Extra, raise, read_header, settle};
+use super::format::header::{Header, TableAt, Version};
+use super::image_file::ImageFile;
+use super::meta::Meta;
+use super::traffic::Stopped;
+use super::writer::Gate;
+use crate::hold::Hold;
+use crate::io::Io;
+use crate::units::Span;
+use ring::Errno;
+use std::sync::atomic::Ordering;
+
+/// How long, and how often, readers are waited for that look at a slice just now.
+const CLEAR_WAIT_NS: u64 = 100_000;
+const CLEAR_TRIES_MAX: u32 = 100_000;
+
+/// Nothing changes the image while this lives.
+#[derive(Debug)]
+pub(super) struct Still<'a> {
+    _stopped: Stopped<'a>,
+    _all: Hold<'a>,
+}
+
+/// What is to be.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    /// What is written first: offsets past the end of the file, and bytes.
+    blobs: Vec<(u64, Vec<u8>)>,
+    extra: Extra,
+    next: u64,
+    cluster_bytes: u64,
+    /// Offset in the header, and what it shall say there.
+    switch: (u64, Vec<u8>),
+}
+
+impl Plan {
+    /// An L1 table of these words, which need not be full clusters.
+    pub(super) fn l1(&mut self, words: &[u64]) -> TableAt {
+        let bytes = words.iter().flat_map(|word| word.to_be_bytes()).collect();
+        let count = words.len() as u32;
+        let at = if words.is_empty() {
+            0
+        } else {
+            self.blob(bytes)
+        };
+        let table = TableAt { at, count };
+        self.extra.l1.push(table);
+        table
+    }
+
+    /// Bytes that are no L1 table.
+    pub(super) fn region(&mut self, bytes: Vec<u8>) -> u64 {
+        if bytes.is_empty() {
+            return 0;
+        }
+        let len = bytes.len() as u64;
+        let at = self.blob(bytes);
+        self.extra.regions.push((at, len));
+        at
+    }
+
+    fn blob(&mut self, mut bytes: Vec<u8>) -> u64 {
+        let at = self.next;
+        bytes.resize(bytes.len().next_multiple_of(self.cluster_bytes as usize), 0);
+        self.next += bytes.len() as u64;
+        self.blobs.push((at, bytes));
+        at
+    }
+
+    /// What the header is to say at `at`, all in one sector.
+    pub(super) fn switch(&mut self, at: u64, bytes: Vec<u8>) {
+        debug_assert!(at as usize + bytes.len() <= 512);
+        self.switch = (at, bytes);
+    }
+}
+
+impl Qcow2 {
+    /// Stops all changes, and brings the disk to where memory is, refcounts included.
+    pub(super) async fn still(&self, io: &Io) -> Result<Still<'_>, Errno> {
+        self.open_for_writing(io).await?;
+        let stopped = self.traffic.stop().await;
+        let everything = Span {
+            at: 0,
+            len: i64::MAX as u64,
+        };
+        let all = self.holds.hold(everything).await;
+        // Mapped writes that were let pass before the hold.
+        io.grace().await;
+        if self.writer.gate() != Gate::Open {
+            return Err(Errno::IO);
+        }
+        self.write_everything(io).await?;
+        self.cut_file(io).await?;
+        Ok(Still {
+            _stopped: stopped,
+            _all: all,
+        })
+    }
+
+    /// A plan to be filled in.
+    pub(super) fn new_plan(&self, io: &Io) -> Result<Plan, Errno> {
+        let file = ImageFile::new(io, self.file(io)?);
+        let cluster_bytes = self.geometry.cluster_bytes();
+        Ok(Plan {
+            next: file.size_bytes().next_multiple_of(cluster_bytes),
+            cluster_bytes,
+            ..Plan::default()
+        })
+    }
+
+    /// Carries the plan out, and takes up what the image is then. Errors leave the image as it was, or as it is to be.
+    pub(super) async fn restructure(
+        &self,
+        io: &Io,
+        _still: &Still<'_>,
+        plan: Plan,
+    ) -> Result<(), CheckError> {
+        let done = self.carry_out(io, plan).await;
+        // Also after a failure: what was raised is lowered again.
+        let settled = match settle(io, self.file(io)?).await {
+            Ok(()) => self.reload(io).await,
+            Err(error) => Err(error),
+        };
+        if settled.is_err() {
+            // Memory and disk may differ.
+            self.writer.set_gate(Gate::Corrupt);
+            self.may_map_writes.store(false, Ordering::Release);
+        }
+        done.and(settled)
+    }
+
+    async fn carry_out(&self, io: &Io, plan: Plan) -> Result<(), CheckError> {
+        let file = ImageFile::new(io, self.file(io)?);
+        if self.meta().header.version == Version::V3 {
+            self.set_dirty_bit(io).await?;
+        }
+        for (at, bytes) in &plan.blobs {
+            file.write(*at, bytes).await?;
+        }
+        file.flush().await?;
+        raise(&file, &plan.extra).await?;
+        let (at, bytes) = &plan.switch;
+        file.write(*at, bytes).await?;
+        Ok(file.flush().await?)
+    }
+
+    /// Memory is made anew from disk.
+    async fn reload(&self, io: &Io) -> Result<(), CheckError> {
+        let file = ImageFile::new(io, self.file(io)?);
+        let header = read_header(&file).await?;
+        let l1 = self.l1_words(&file, &header).await?;
+        let size_bytes = header.size_bytes;
+        *self.meta() = Meta::new(header, l1);
+        self.load_refcount_table(io).await?;
+        self.writer.set_lazy(false);
+        self.size_bytes.store(size_bytes, Ordering::Release);
+        self.quiet(io).await;
+        for _ in 0..CLEAR_TRIES_MAX {
+            if self.l2.clear() {
+                return Ok(());
+            }
+            io.sleep(CLEAR_WAIT_NS).await;
+        }
+        Err(Errno(libc::EBUSY).into())
+    }
+
+    async fn l1_words(&self, file: &ImageFile, header: &Header) -> Result<Vec<u64>, Errno> {
+        // At most 32 MiB: the header is checked.
+        let bytes = file
+            .read(header.l1.at, header.l1.count as usize * 8)
+            .await?;
+        let words = bytes.as_chunks().0.iter();
+        Ok(words.map(|word| u64::from_be_bytes(*word)).collect())
+    }
+}
