@@ -169,7 +169,7 @@ fn discarded_clusters_keep_their_place_if_that_is_asked() {
             write: WriteOptions {
                 unref: Unref::Keep,
                 pass_discard: PassDiscard::default(),
-                lazy_refcounts: None,
+                ..WriteOptions::default()
             },
             ..Options::default()
         };
@@ -223,4 +223,30 @@ fn late_refcounts_are_announced_and_then_right() {
     let mut model = vec![0; SIZE as usize];
     model[..512].fill(1);
     judge(&path, None, &model);
+}
+
+/// The L2 entry of guest cluster 1 is made to say that it is where the L1 table is.
+#[test]
+fn a_write_that_would_hit_metadata_fails_and_the_image_says_that_it_is_corrupt() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for mode in modes(6) {
+        let path = image_in(dir.path(), "");
+        qemu_io(&path, "qcow2", &["write 0 128k".to_owned()]);
+        let mut bytes = std::fs::read(&path).expect("read");
+        let word = |at: usize, bytes: &[u8]| {
+            u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight"))
+        };
+        let l1 = word(40, &bytes);
+        let l2 = (word(l1 as usize, &bytes) & 0x00ff_ffff_ffff_fe00) as usize;
+        let entry = l1 | 1 << 63;
+        bytes[l2 + 8..l2 + 16].copy_from_slice(&entry.to_be_bytes());
+        std::fs::write(&path, &bytes).expect("written");
+        let (mut bench, node) = bench(&path, mode, Options::default());
+        bench.write(node, 0, &[1; 4096]).expect("written");
+        assert_eq!(bench.write(node, 65536, &[2; 4096]), Err(ring::Errno::IO));
+        assert_eq!(bench.write(node, 0, &[3; 4096]), Err(ring::Errno::IO));
+        let now = std::fs::read(&path).expect("read");
+        assert_eq!(now[79] & 2, 2, "the corrupt bit");
+        assert_eq!(word(l1 as usize, &now), word(l1 as usize, &bytes));
+    }
 }

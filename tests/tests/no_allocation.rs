@@ -4,13 +4,17 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use blockgraph::driver::file::{Cache, FileKind, FileOptions, Flushes, Locking, OpenMode};
 use blockgraph::driver::null::Reads;
+use blockgraph::driver::qcow2::Options;
+use blockgraph::driver::qcow2::cache::CacheOptions;
 use blockgraph::graph::Common;
+use blockgraph::graph::gate::Named;
 use blockgraph::graph::open::{
-    Child, DriverSpec, FileSpec, FilterSpec, NodeSpec, NullKind, NullSpec,
+    Backing, Child, DriverSpec, FileSpec, FilterSpec, NodeSpec, NullKind, NullSpec, Qcow2Spec,
 };
 use blockgraph::node::Engine;
 use ring::{Choice, Ring};
@@ -134,12 +138,58 @@ fn idly_filtered(below: NodeSpec) -> NodeSpec {
     delayed_by_nothing(blkdebug)
 }
 
-/// Batches of reads and writes of many sizes, each as `tail` of the batch says.
-fn batches(desk: &mut Desk, count: u64) {
+/// A qcow2 image with every cluster in its place, and an empty one on top of another such.
+fn images(dir: &std::path::Path) -> (NodeSpec, NodeSpec) {
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    let (alone, below, top) = (path("alone"), path("below"), path("top"));
+    create(&["-o", "preallocation=metadata", &alone, "64M"]);
+    create(&["-o", "preallocation=metadata", &below, "64M"]);
+    create(&["-b", &below, "-F", "qcow2", &top]);
+    let below = image(&below, Backing::Nothing);
+    let chain = image(&top, Backing::Node(Child::Inline(Box::new(below))));
+    (image(&alone, Backing::Nothing), chain)
+}
+
+fn image(path: &str, backing: Backing) -> NodeSpec {
+    // The thread that cleans caches allocates when it starts, whenever that is.
+    let cache = CacheOptions {
+        clean_interval_s: Some(0),
+        ..CacheOptions::default()
+    };
+    spec(DriverSpec::Qcow2(Box::new(Qcow2Spec {
+        file: Child::Inline(Box::new(file(path.as_ref()))),
+        data_file: None,
+        backing,
+        named: Named::default(),
+        options: Options {
+            cache,
+            ..Options::default()
+        },
+    })))
+}
+
+fn create(args: &[&str]) {
+    let mut command = Command::new("qemu-img");
+    command.args(["create", "-q", "-f", "qcow2"]).args(args);
+    assert!(command.status().unwrap().success());
+}
+
+/// What a batch asks for.
+#[derive(Clone, Copy)]
+enum Mix {
+    Both,
+    Reads,
+}
+
+/// Batches of requests of many sizes.
+fn batches(desk: &mut Desk, count: u64, mix: Mix) {
     for batch in 0..count {
         for slot in 0..BATCH {
             let len_bytes = 512 << (slot % 6);
-            let kind = if (slot + batch) % 3 == 0 { OUT } else { IN };
+            let kind = match mix {
+                Mix::Both if (slot + batch) % 3 == 0 => OUT,
+                Mix::Both | Mix::Reads => IN,
+            };
             desk.offer(slot, kind, slot * 128, len_bytes);
         }
         desk.finish(BATCH as usize);
@@ -164,30 +214,37 @@ fn a_mapped_request_allocates_nothing_after_warm_up() {
         println!("not tested: io_uring is refused ({error})");
         return;
     }
-    let image = tempfile::NamedTempFile::new().unwrap();
-    image.as_file().set_len(64 << 20).unwrap();
+    let raw = tempfile::NamedTempFile::new().unwrap();
+    raw.as_file().set_len(64 << 20).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (qcow2, chain) = images(dir.path());
     let nodes = [
-        ("null", null(Reads::Untouched)),
-        ("null, zeroes", null(Reads::Zeroes)),
-        ("a file", file(image.path())),
+        ("null", null(Reads::Untouched), Mix::Both),
+        ("null, zeroes", null(Reads::Zeroes), Mix::Both),
+        ("a file", file(raw.path()), Mix::Both),
         (
             "a file under a filter",
-            delayed_by_nothing(file(image.path())),
+            delayed_by_nothing(file(raw.path())),
+            Mix::Both,
         ),
         (
             "a file under five filters",
-            idly_filtered(file(image.path())),
+            idly_filtered(file(raw.path())),
+            Mix::Both,
         ),
         (
             "a file that is throttled and has room",
-            throttled(file(image.path()), "wide"),
+            throttled(file(raw.path()), "wide"),
+            Mix::Both,
         ),
+        ("a qcow2 image", qcow2, Mix::Both),
+        ("a qcow2 image and its backing file", chain, Mix::Reads),
     ];
-    for (name, node) in nodes {
+    for (name, node, mix) in nodes {
         let mut desk = desk(Choice::Uring(None), node);
         desk.start();
-        batches(&mut desk, 20);
-        let counted = allocations(|| batches(&mut desk, 100));
+        batches(&mut desk, 20, mix);
+        let counted = allocations(|| batches(&mut desk, 100, mix));
         assert_eq!(counted, 0, "{name}: allocations in 3200 mapped requests");
         // The counter counts: a flush is served, by a task that is allocated.
         let flushed = allocations(|| {

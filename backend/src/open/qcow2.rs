@@ -7,7 +7,7 @@ use crate::cli::{
 };
 use blockgraph::driver::file::{Cache, Flushes};
 use blockgraph::driver::qcow2::cache::CacheOptions;
-use blockgraph::driver::qcow2::{Options, PassDiscard, Unref, WriteOptions};
+use blockgraph::driver::qcow2::{Options, OverlapChecks, PassDiscard, Unref, WriteOptions};
 use blockgraph::graph::gate::{Inherited, Named, Names, Parsed, Parser, UnknownFormat};
 use blockgraph::graph::open::{Backing, DriverSpec, Qcow2Spec};
 use blockgraph::graph::{Access, DetectZeroes, DiscardPolicy, Sharing};
@@ -44,6 +44,7 @@ fn options(image: &Qcow2Options) -> Options {
                 true => Unref::Keep,
                 false => Unref::Free,
             },
+            overlap_checks: overlap_checks(image.overlap_check),
             lazy_refcounts: image.lazy_refcounts,
         },
         cache: CacheOptions {
@@ -53,6 +54,20 @@ fn options(image: &Qcow2Options) -> Options {
             refcount: image.cache.refcount_size_bytes,
             clean_interval_s: image.cache.clean_interval_s.map(u64::from),
         },
+    }
+}
+
+fn overlap_checks(checks: cli::OverlapChecks) -> OverlapChecks {
+    OverlapChecks {
+        main_header: checks.main_header,
+        active_l1: checks.active_l1,
+        active_l2: checks.active_l2,
+        refcount_table: checks.refcount_table,
+        refcount_block: checks.refcount_block,
+        snapshot_table: checks.snapshot_table,
+        inactive_l1: checks.inactive_l1,
+        inactive_l2: checks.inactive_l2,
+        bitmap_directory: checks.bitmap_directory,
     }
 }
 

@@ -35,6 +35,7 @@ impl Qcow2 {
         if self.writer.gate() == Gate::Shut {
             self.lengthen_files(io).await?;
             self.load_refcount_table(io).await?;
+            self.load_overlaps(io).await?;
             self.end_autoclear_features(io).await?;
             self.writer.set_gate(Gate::Open);
             self.may_map_writes.store(true, Ordering::Release);

@@ -60,6 +60,8 @@ pub(crate) struct Meta {
     pub(crate) alloc: Alloc,
     /// L2 slices with changes that no commit has taken up.
     pub(crate) dirty: BTreeSet<u64>,
+    /// Metadata that stays where it is: first byte and the one past the last.
+    pub(crate) fixed: Vec<(u64, u64)>,
     /// By L1 index.
     pub(crate) new_tables: BTreeMap<usize, NewTable>,
     pub(crate) freed: Vec<Freed>,
@@ -77,6 +79,7 @@ impl Meta {
             refs,
             alloc,
             dirty: BTreeSet::new(),
+            fixed: Vec::new(),
             new_tables: BTreeMap::new(),
             freed: Vec::new(),
         }

@@ -20,6 +20,7 @@ pub mod geometry;
 pub mod image_file;
 mod meta;
 mod open;
+mod overlap;
 mod pieces;
 mod plan;
 mod preallocate;
@@ -41,6 +42,7 @@ mod writer;
 mod zero;
 
 pub use open::{Image, Options, Qcow2Error};
+pub use overlap::OverlapChecks;
 pub use writer::{PassDiscard, Unref, WriteOptions};
 
 use crate::graph::perm::{Perm, Perms, Wants};
@@ -189,7 +191,9 @@ impl Driver for Qcow2 {
                 Map::Below { to, at, len }
             }
             (Dir::Write, Ok((Part::Data { host, copied: true }, len)))
-                if self.may_map_writes.load(Ordering::Acquire) && self.holds.free(span) =>
+                if self.may_map_writes.load(Ordering::Acquire)
+                    && self.holds.free(span)
+                    && self.may_write(host, len) =>
             {
                 Map::Below { to, at: host, len }
             }

@@ -174,7 +174,6 @@ impl Refcounts {
     }
 
     /// The table's entries: offsets of blocks in bytes, 0 for none.
-    #[cfg(test)]
     pub(crate) fn table(&self) -> &[u64] {
         &self.table
     }

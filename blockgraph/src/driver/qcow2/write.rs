@@ -122,6 +122,7 @@ impl Qcow2 {
         match run {
             Ok((Part::Data { host, copied: true }, len)) => {
                 let mem = mem.slice(0, len as usize);
+                self.check_write(io, host, len).await?;
                 io.write(self.data(io)?, host, &mem).await?;
                 Ok(len)
             }
@@ -226,6 +227,7 @@ impl Qcow2 {
             count: 1,
             content: Content::Stale,
         };
+        self.check_run(io, run).await?;
         self.write_run(io, span, run, None, mem).await
     }
 

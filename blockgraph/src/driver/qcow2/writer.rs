@@ -8,6 +8,7 @@ use super::alloc::{Run, Want};
 use super::cache::CacheSizes;
 use super::format::header::{Header, Version};
 use super::meta::{Freed, Meta, Why};
+use super::overlap::{OverlapChecks, Ranges};
 use super::refcount::{Lack, Need};
 use crate::hold::{Hold, Holds};
 use crate::io::Io;
@@ -16,7 +17,7 @@ use crate::request::Prealloc;
 use crate::units::Span;
 use ring::{Errno, Mem};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// A request waits for metadata at most this often; each time something was read, grown or committed.
 const TRIES_MAX: u32 = 100_000;
@@ -75,6 +76,8 @@ pub struct WriteOptions {
     pub pass_discard: PassDiscard,
     /// What becomes of the host clusters of discarded ones.
     pub unref: Unref,
+    /// What writes are checked against.
+    pub overlap_checks: OverlapChecks,
     /// Refcounts may be written late (`lazy-refcounts`); unsaid, as the image says.
     pub lazy_refcounts: Option<bool>,
 }
@@ -168,6 +171,8 @@ pub(crate) struct Writer {
     loads: Holds,
     pub(crate) commits: Commits,
     pub(crate) options: WriteOptions,
+    /// Where metadata was when the gate was opened.
+    pub(crate) overlaps: OnceLock<Ranges>,
     /// Refcounts may be written late.
     may_be_lazy: bool,
     /// The dirty bit is set on disk, by us.
@@ -208,6 +213,7 @@ impl Writer {
         Writer {
             may_be_lazy: asked && header.version == Version::V3,
             blocks_max: sizes.refcount_blocks,
+            overlaps: OnceLock::new(),
             gate: AtomicU8::new(Gate::Shut as u8),
             opening: Holds::default(),
             growth: Holds::default(),
@@ -319,6 +325,7 @@ impl Qcow2 {
             .await?;
         let bits = self.geometry.cluster_bits();
         let prepared = self.prepared(run.first << bits, run.count << bits);
+        self.check_run(io, run).await?;
         Ok((run, prepared))
     }
 

@@ -150,6 +150,7 @@ impl Qcow2 {
             Ok((Part::Zero { .. }, len)) => Ok(len),
             Ok((Part::Data { host, copied: true }, len)) => {
                 let span = Span::new(host, len).ok_or(Errno::IO)?;
+                self.check_span(io, span).await?;
                 let kind = Kind::WriteZeroes(unmap, Durability::Cached);
                 io.request(self.data(io)?, Request::plain(kind, span))
                     .await?;

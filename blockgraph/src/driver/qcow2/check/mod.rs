@@ -29,6 +29,9 @@ use image::Image;
 use ring::Errno;
 use walk::{Refcounts, Walk};
 
+/// A repair is tried at most so often, each time on what the last one left.
+const ROUNDS_MAX: u32 = 4;
+
 /// What is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repair {
@@ -82,10 +85,19 @@ pub async fn check(io: &Io, file: NodeId, repair: Repair) -> Result<Report, Chec
     if repair == Repair::Nothing {
         return Ok(before);
     }
-    set_right(&image, &before, repair).await?;
-    file.flush().await?;
-    let image = Image::read(file).await?;
-    let mut after = look(&image, Fix::Nothing).await?;
+    let (mut image, mut after) = (image, before.clone());
+    // Damage may hide damage: a table that another was written over is only told apart once one of them has moved.
+    for _ in 0..ROUNDS_MAX {
+        let found = after;
+        set_right(&image, &found, repair).await?;
+        file.flush().await?;
+        image = Image::read(file.clone()).await?;
+        after = look(&image, Fix::Nothing).await?;
+        if after.is_clean() || (after.corruptions, after.leaks) == (found.corruptions, found.leaks)
+        {
+            break;
+        }
+    }
     after.corruptions_fixed = before.corruptions.saturating_sub(after.corruptions);
     after.leaks_fixed = before.leaks.saturating_sub(after.leaks);
     if repair == Repair::Everything && after.is_writable() {
