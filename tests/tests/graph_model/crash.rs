@@ -149,7 +149,7 @@ impl Left<'_> {
         let mut world = self.open()?;
         let mut found = read_all(&mut world)?;
         cells.crashed(&found)?;
-        if self.seed % 3 == 0 {
+        if self.seed.is_multiple_of(3) {
             self.write_on(&mut world, &mut found)?;
         }
         world.close()?;

@@ -213,7 +213,7 @@ impl<'a> Run<'a> {
         for n in 0..CRASHES {
             let seed = salt << 8 | n;
             let images = self.world.disk.crash(seed);
-            let to_qemu = (self.plan.seed * 7 + salt) % SHOWN_TO_QEMU == 0;
+            let to_qemu = (self.plan.seed * 7 + salt).is_multiple_of(SHOWN_TO_QEMU);
             let left = self.left(&images, seed);
             let verdict = crash::bases_are_untouched(&self.bases, &images)
                 .and_then(|()| left.holds_against(&self.cells, to_qemu));
