@@ -11,6 +11,7 @@ use super::format::entry::DataIn;
 use super::format::header::{Bitmaps, TableAt};
 use super::image_file::ImageFile;
 use super::meta::Meta;
+use super::refcount::Lack;
 use crate::io::Io;
 use crate::node::Outcome;
 use crate::units::Span;
@@ -153,11 +154,8 @@ impl Qcow2 {
         if self.may_write(host, len) {
             return Ok(());
         }
-        let hit = {
-            let meta = self.meta();
-            let mut ranges = meta.metadata(&self.writer.options.overlap_checks);
-            ranges.any(|(at, end)| at < host.saturating_add(len) && host < end)
-        };
+        let checks = &self.writer.options.overlap_checks;
+        let hit = self.meta().has_metadata(checks, host, len);
         if hit {
             self.corrupt(io).await;
             return Err(Errno::IO);
@@ -172,6 +170,22 @@ impl Qcow2 {
             .await
     }
 
+    /// An L2 table that was given a cluster cannot be where other metadata is: if it is, refcounts are wrong. It is given up
+    /// then, before anything is written to it.
+    pub(super) fn check_table(&self, meta: &mut Meta, index: usize) -> Result<(), Lack> {
+        let Some(at) = meta.new_tables.get(&index).map(|table| table.at) else {
+            return Ok(());
+        };
+        let len = self.geometry.cluster_bytes();
+        if self.may_write(at, len)
+            || !meta.has_metadata(&self.writer.options.overlap_checks, at, len)
+        {
+            return Ok(());
+        }
+        meta.new_tables.remove(&index);
+        Err(Lack::Corrupt)
+    }
+
     /// The same for a span of the node that has the data.
     pub(super) async fn check_span(&self, io: &Io, span: Span) -> Outcome {
         self.check_write(io, span.at, span.len).await
@@ -183,7 +197,15 @@ fn l1_range(l1: TableAt) -> (u64, u64) {
 }
 
 impl Meta {
-    /// Where metadata is, as far as it is checked: first byte and the one past the last.
+    /// Is any of it in `len` bytes at `at`?
+    fn has_metadata(&self, checks: &OverlapChecks, at: u64, len: u64) -> bool {
+        let beyond = at.saturating_add(len);
+        let mut ranges = self.metadata(checks);
+        ranges.any(|(from, end)| from < beyond && at < end)
+    }
+
+    /// Where metadata is, as far as it is checked: first byte and the one past the last. Whole clusters, as in QEMU: what
+    /// shares a cluster with a table was never handed out either.
     fn metadata(&self, checks: &OverlapChecks) -> impl Iterator<Item = (u64, u64)> + '_ {
         let cluster = 1u64 << self.header.cluster_bits;
         let whole = move |at: u64| (at, at.saturating_add(cluster));
@@ -203,6 +225,11 @@ impl Meta {
             .flatten()
             .chain(many)
             .chain(self.fixed.iter().copied())
+            .filter(|(at, end)| at < end)
+            .map(move |(at, end)| {
+                let end = end.checked_next_multiple_of(cluster).unwrap_or(u64::MAX);
+                (at & !(cluster - 1), end)
+            })
     }
 }
 

@@ -335,7 +335,9 @@ impl Qcow2 {
         let at = self
             .meet(io, |meta| meta.alloc.pack(len, &mut meta.refs))
             .await?;
-        Ok((at, self.prepared(at, len)))
+        let prepared = self.prepared(at, len);
+        self.check_write(io, at, len).await?;
+        Ok((at, prepared))
     }
 
     /// Makes sure that slices of that L2 table may be changed.
@@ -352,7 +354,10 @@ impl Qcow2 {
         self.begin_allocating(io).await?;
         self.meet(io, |meta| match meta.owns_table(index) {
             Ok(true) => Ok(()),
-            _ => meta.own_table(index),
+            _ => {
+                meta.own_table(index)?;
+                self.check_table(meta, index)
+            }
         })
         .await
     }
