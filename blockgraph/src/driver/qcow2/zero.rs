@@ -84,10 +84,12 @@ impl Qcow2 {
             len: cluster,
         };
         let part = mask(&self.geometry, guest, self.rounded(span));
+        let hold = self.holds.hold(span.widened(cluster)).await;
+        // Only now: a write that was under way may have compressed it.
         if part != u32::MAX && self.is_compressed(io, span).await? {
+            drop(hold);
             return self.zero_part(io, span, unmap).await;
         }
-        let _hold = self.holds.hold(span.widened(cluster)).await;
         self.zero_data_file(io, span, unmap).await?;
         let (unref, nothing_below) = (self.writer.options.unref, self.nothing_below(io));
         let change = |old| match old {
