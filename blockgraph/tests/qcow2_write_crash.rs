@@ -15,7 +15,10 @@ use support::{Bench, Chance, common, insert, qcow2, span};
 
 const FILE: FileId = FileId(0);
 const SECTOR: usize = 512;
-const FILE_BYTES_MAX: u64 = 24 << 20;
+/// Room for everything, without any freed cluster being used again.
+const ROOMY: u64 = 24 << 20;
+/// Hardly room for a disk of 512 KiB: what is freed is soon used again.
+const TIGHT: u64 = 800 << 10;
 
 /// What a sector may read as: 0 is zeroes, any other number what that write left there.
 type Version = u64;
@@ -45,7 +48,7 @@ struct Rig {
     name: String,
 }
 
-fn disk(image: Vec<u8>, seed: u64, weather: Weather) -> Disk {
+fn disk(image: Vec<u8>, size_bytes_max: u64, seed: u64, weather: Weather) -> Disk {
     let align = Align {
         memory_bytes: 1,
         offset_bytes: 512,
@@ -54,7 +57,7 @@ fn disk(image: Vec<u8>, seed: u64, weather: Weather) -> Disk {
         id: FILE,
         bytes: image,
         align,
-        size_bytes_max: FILE_BYTES_MAX,
+        size_bytes_max,
     };
     Config::new(seed).file_with(file).weather(weather).disk()
 }
@@ -121,12 +124,12 @@ fn version(sector: usize, bytes: &[u8]) -> Option<Version> {
 }
 
 impl Rig {
-    fn new(options: &str, size: u64, seed: u64, mode: Mode) -> Rig {
+    fn new(options: &str, (size, room): (u64, u64), seed: u64, mode: Mode) -> Rig {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("disk.qcow2");
         qcow2::create(&path, options, size);
         let image = std::fs::read(&path).expect("read");
-        let disk = disk(image.clone(), seed, Weather::ROUGH);
+        let disk = disk(image.clone(), room, seed, Weather::ROUGH);
         let (mut bench, file) = bench(&disk, image.len() as u64, mode);
         let node = open(&mut bench, file);
         let sector = Sector { may_be: vec![0] };
@@ -253,7 +256,7 @@ impl Rig {
             self.ask_qemu(&image);
         }
         let size_bytes = image.len() as u64;
-        let left = disk(image, seed, Weather::CALM);
+        let left = disk(image, ROOMY, seed, Weather::CALM);
         let (mut bench, file) = bench(&left, size_bytes, Mode::Fast);
         let graph = bench.current.get();
         let report = bench.control.run(&graph, file, |io| async move {
@@ -287,7 +290,7 @@ impl Rig {
     }
 }
 
-fn run(options: &str, size: u64, seeds: std::ops::Range<u64>, discards: bool) -> u64 {
+fn run(options: &str, size: (u64, u64), seeds: std::ops::Range<u64>, discards: bool) -> u64 {
     let mut images = 0;
     for seed in seeds {
         for mode in [Mode::Fast, Mode::Mixed(seed)] {
@@ -308,13 +311,13 @@ fn run(options: &str, size: u64, seeds: std::ops::Range<u64>, discards: bool) ->
 
 #[test]
 fn small_clusters_lose_nothing_that_was_flushed() {
-    let images = run("cluster_size=4096", 512 << 10, 0..8, false);
+    let images = run("cluster_size=4096", (512 << 10, ROOMY), 0..8, false);
     assert!(images > 500, "{images}");
 }
 
 #[test]
 fn small_clusters_with_discards_never_show_what_is_another_ones() {
-    let images = run("cluster_size=4096", 512 << 10, 100..112, true);
+    let images = run("cluster_size=4096", (512 << 10, ROOMY), 100..112, true);
     assert!(images > 800, "{images}");
 }
 
@@ -322,7 +325,7 @@ fn small_clusters_with_discards_never_show_what_is_another_ones() {
 fn tiny_clusters_with_wide_refcounts_grow_their_tables_in_order() {
     let images = run(
         "cluster_size=512,refcount_bits=64",
-        512 << 10,
+        (512 << 10, ROOMY),
         200..206,
         true,
     );
@@ -331,12 +334,23 @@ fn tiny_clusters_with_wide_refcounts_grow_their_tables_in_order() {
 
 #[test]
 fn subclusters_lose_nothing_that_was_flushed() {
-    let images = run("extended_l2=on,cluster_size=16384", 1 << 20, 300..306, true);
+    let images = run(
+        "extended_l2=on,cluster_size=16384",
+        (1 << 20, ROOMY),
+        300..306,
+        true,
+    );
     assert!(images > 400, "{images}");
 }
 
 #[test]
 fn large_clusters_lose_nothing_that_was_flushed() {
-    let images = run("cluster_size=65536", 1 << 20, 400..404, true);
+    let images = run("cluster_size=65536", (1 << 20, ROOMY), 400..404, true);
     assert!(images > 250, "{images}");
+}
+
+#[test]
+fn clusters_that_are_used_again_never_show_what_is_another_ones() {
+    let images = run("cluster_size=4096", (512 << 10, TIGHT), 500..512, true);
+    assert!(images > 800, "{images}");
 }

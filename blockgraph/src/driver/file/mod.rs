@@ -243,6 +243,17 @@ impl Driver for FileDriver {
         self.engine
     }
 
+    /// The kernel takes a ring down, and with it closes the file, some time after the process is gone: others shall not
+    /// find it locked until then.
+    fn close<'a>(&'a self, _io: &'a Io) -> Local<'a, Outcome> {
+        if let Some(locks) = &self.locks
+            && let Err(error) = locks.update(self.parts.file.as_fd(), Wants::NOTHING)
+        {
+            debug_assert!(false, "unlocking cannot conflict: {error}");
+        }
+        Box::pin(async { Ok(()) })
+    }
+
     fn permit(&self, wants: Wants) -> Result<(), LockError> {
         match &self.locks {
             Some(locks) => locks.update(self.parts.file.as_fd(), wants),
