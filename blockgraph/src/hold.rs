@@ -48,7 +48,7 @@ impl Holds {
         poll_fn(|cx| {
             let mut list = self.list();
             if list.held.iter().any(|(_, held)| held.overlaps(span)) {
-                list.waiting.push(cx.waker().clone());
+                crate::waiting::enter(&mut list.waiting, cx);
                 return Poll::Pending;
             }
             let ticket = list.next_ticket;
@@ -101,5 +101,23 @@ mod tests {
         assert!(pin!(holds.hold(span(20, 5))).poll(&mut cx).is_ready());
         drop(first);
         assert!(second.as_mut().poll(&mut cx).is_ready());
+    }
+
+    /// A read of many compressed clusters is one task that waits in many places: each wake-up had it enter the list once
+    /// for each of them, and the next had as many wake-ups, until memory was gone.
+    #[test]
+    fn a_task_that_waits_many_times_is_woken_once() {
+        let holds = Holds::default();
+        let span = Span::new(0, 10).expect("a span");
+        let mut cx = Context::from_waker(Waker::noop());
+        let Poll::Ready(held) = pin!(holds.hold(span)).poll(&mut cx) else {
+            panic!("free")
+        };
+        for _ in 0..10 {
+            assert!(pin!(holds.hold(span)).poll(&mut cx).is_pending());
+        }
+        assert_eq!(holds.list().waiting.len(), 1);
+        drop(held);
+        assert!(holds.list().waiting.is_empty());
     }
 }

@@ -20,6 +20,7 @@ pub mod request;
 pub mod status;
 pub mod tls;
 pub mod units;
+mod waiting;
 
 pub use graph::{Common, Current, Graph};
 pub use io::Io;

@@ -37,7 +37,7 @@ impl Epochs {
             if self.passed(epoch) {
                 return Poll::Ready(());
             }
-            lock(&self.waiters).push(cx.waker().clone());
+            crate::waiting::enter(&mut lock(&self.waiters), cx);
             self.waiting.store(true, Ordering::SeqCst);
             if self.passed(epoch) {
                 return Poll::Ready(());

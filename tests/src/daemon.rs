@@ -191,6 +191,22 @@ impl Daemon {
         Daemon::start(kind, &arguments, sockets, directory)
     }
 
+    /// Serves the node `top` of the graph that `arguments` make: `--object` and `--blockdev`, as both daemons know them.
+    ///
+    /// # Errors
+    /// As [`Daemon::serve`].
+    pub fn serve_graph(kind: Kind, arguments: &[&str], top: &str) -> io::Result<Daemon> {
+        let directory = tempfile::tempdir()?;
+        let sockets = socket_paths(&directory, 1);
+        let (socket, queues) = (sockets[0].display(), crate::guest::QUEUES);
+        let export = format!(
+            "type=vhost-user-blk,id=export0,node-name={top},addr.type=unix,addr.path={socket},writable=on,num-queues={queues}"
+        );
+        let mut arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+        arguments.extend(["--export".into(), export.into()]);
+        Daemon::start(kind, &arguments, sockets, directory)
+    }
+
     fn start(
         kind: Kind,
         arguments: &[OsString],

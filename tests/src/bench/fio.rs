@@ -18,6 +18,7 @@ pub fn run(file: &Path, load: Load, cpus: &[usize], duration: Duration) -> io::R
         (Order::Random, Direction::Write) => "randwrite",
         (Order::Sequential, Direction::Read) => "read",
         (Order::Sequential, Direction::Write) => "write",
+        (Order::Once, _) => return Err(io::ErrorKind::Unsupported.into()),
     };
     let pin = taskset(cpus);
     let output = Command::new(&pin[0])

@@ -7,6 +7,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use tempfile::TempDir;
+
 use super::load::{self, Direction, Load, Order, Waiting};
 use crate::client::guest::{Guest, Setup};
 use crate::client::starter::{Disk, Kind, Node, Running};
@@ -20,20 +22,59 @@ const RUNS: usize = 3;
 pub const REFUSE_IO_URING: &str = "--refuse-io-uring";
 
 /// What is measured.
-pub const SUBJECTS: [&str; 2] = ["null", "page-cache"];
+pub const SUBJECTS: [&str; 5] = ["null", "page-cache", "qcow2", "qcow2-write", "filters"];
 
-/// Instructions per 4k read of one subject, bursts of 32, with polling off. Two runs of different length cancel what
+/// A disk and what is asked of it.
+struct Subject {
+    node: Node,
+    direction: Direction,
+    arguments: Vec<String>,
+    _images: Option<TempDir>,
+}
+
+impl Subject {
+    fn by_name(name: &str, file: &Path) -> io::Result<Subject> {
+        let plain = |node| Subject {
+            node,
+            direction: Direction::Read,
+            arguments: Vec::new(),
+            _images: None,
+        };
+        if name == "null" {
+            return Ok(plain(Node::Null(1 << 30)));
+        }
+        if name == "page-cache" {
+            return Ok(plain(Node::File(file.to_owned())));
+        }
+        let dir = TempDir::new()?;
+        let image = dir.path().join("disk.qcow2");
+        super::rows::converted(file, &image)?;
+        let subject = match name {
+            "filters" => Subject {
+                arguments: vec!["--object".into(), super::rows::FAR_GROUP.into()],
+                ..plain(super::rows::four_filters(&image))
+            },
+            "qcow2-write" => Subject {
+                direction: Direction::Write,
+                ..plain(super::rows::on_file(&image, "", ""))
+            },
+            _ => plain(super::rows::on_file(&image, "", "")),
+        };
+        Ok(Subject {
+            _images: Some(dir),
+            ..subject
+        })
+    }
+}
+
+/// Instructions per 4k request of one subject, bursts of 32, with polling off. Two runs of different length cancel what
 /// starting and stopping costs.
 pub fn per_request(subject: &str, file: &Path) -> io::Result<f64> {
-    let node = if subject == "null" {
-        Node::Null(1 << 30)
-    } else {
-        Node::File(file.to_owned())
-    };
+    let subject = Subject::by_name(subject, file)?;
     // How the pool's threads meet varies a little; the least is what the work itself takes.
     let least = |bursts| -> io::Result<u64> {
         let runs: Vec<u64> = (0..RUNS)
-            .map(|_| collect(&node, bursts))
+            .map(|_| collect(&subject, bursts))
             .collect::<io::Result<_>>()?;
         Ok(runs.into_iter().min().unwrap_or(0))
     };
@@ -41,7 +82,7 @@ pub fn per_request(subject: &str, file: &Path) -> io::Result<f64> {
     Ok(many.saturating_sub(few) as f64 / (f64::from(MANY - FEW) * f64::from(DEPTH)))
 }
 
-fn collect(node: &Node, bursts: u32) -> io::Result<u64> {
+fn collect(subject: &Subject, bursts: u32) -> io::Result<u64> {
     let dir = tempfile::tempdir()?;
     let out = dir.path().join("callgrind.out");
     let us = std::env::current_exe()?.display().to_string();
@@ -53,22 +94,25 @@ fn collect(node: &Node, bursts: u32) -> io::Result<u64> {
         "--tool=callgrind".into(),
         out_option,
     ];
+    // Polling would count instructions by the clock.
+    let mut arguments = vec!["--object".into(), "iothread,id=t0,poll-max-ns=0".into()];
+    arguments.extend(subject.arguments.iter().cloned());
     let disk = Disk {
-        node: node.clone(),
+        node: subject.node.clone(),
         file_options: "",
         export_options: "iothread=t0",
         read_only: false,
-        // Polling would count instructions by the clock.
-        arguments: vec!["--object".into(), "iothread,id=t0,poll-max-ns=0".into()],
+        arguments,
     };
     let mut daemon = Running::start_under(&wrapper, Kind::Virtioblkd, &disk)?;
     let load = Load {
         block_bytes: 4096,
         depth: DEPTH,
-        direction: Direction::Read,
+        direction: subject.direction,
         order: Order::Sequential,
         waiting: Waiting::Block,
         disk_bytes: 1 << 20,
+        stride_bytes: 4096,
     };
     let setup = Setup {
         ring_size: 64,

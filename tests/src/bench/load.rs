@@ -28,6 +28,8 @@ pub enum Order {
     Random,
     /// One after the other.
     Sequential,
+    /// Each once, scattered; then the load is over. Of a power of two of blocks, on one queue.
+    Once,
 }
 
 /// How a queue's thread waits for completions.
@@ -54,6 +56,8 @@ pub struct Load {
     pub waiting: Waiting,
     /// Bytes of the disk that are used.
     pub disk_bytes: u64,
+    /// From the start of one block to the next: the block's own length, or more to leave gaps.
+    pub stride_bytes: u64,
 }
 
 impl Load {
@@ -144,6 +148,7 @@ struct Worker<'a> {
     free: Vec<u16>,
     random: u64,
     next_block: u64,
+    issued: u64,
     outcome: Outcome,
 }
 
@@ -175,6 +180,7 @@ impl<'a> Worker<'a> {
             free: (0..load.depth).collect(),
             random: 0x2545_f491_4f6c_dd1d ^ (u64::from(ring.index) << 32),
             next_block: 0,
+            issued: 0,
             outcome: Outcome::default(),
             ring,
         }
@@ -185,15 +191,20 @@ impl<'a> Worker<'a> {
         self.ring.take_calls();
         let calls = self.ring.calls.get();
         let begun = Instant::now();
-        while !stop.load(Ordering::Relaxed) {
+        while !stop.load(Ordering::Relaxed) && !self.is_over() {
             self.issue(Instant::now());
             self.wait()?;
             self.reap();
         }
-        self.outcome.seconds = begun.elapsed().as_secs_f64();
+        if self.load.order != Order::Once {
+            self.outcome.seconds = begun.elapsed().as_secs_f64();
+        }
         while self.free.len() < self.slots.len() {
             self.wait()?;
             self.reap();
+        }
+        if self.load.order == Order::Once {
+            self.outcome.seconds = begun.elapsed().as_secs_f64();
         }
         self.ring.take_calls();
         self.outcome.notifications = self.ring.calls.get() - calls;
@@ -214,7 +225,9 @@ impl<'a> Worker<'a> {
         if self.free.is_empty() {
             return;
         }
-        while let Some(slot) = self.free.pop() {
+        while !self.is_over()
+            && let Some(slot) = self.free.pop()
+        {
             let sector = self.sector();
             let ready = &mut self.slots[usize::from(slot)];
             ready.header.u64(8).store(sector, Ordering::Relaxed);
@@ -230,8 +243,18 @@ impl<'a> Worker<'a> {
         }
     }
 
+    fn blocks(&self) -> u64 {
+        self.load.disk_bytes / self.load.stride_bytes
+    }
+
+    /// Has every block had its turn?
+    fn is_over(&self) -> bool {
+        self.load.order == Order::Once && self.issued == self.blocks()
+    }
+
     fn sector(&mut self) -> u64 {
-        let blocks = self.load.disk_bytes / u64::from(self.load.block_bytes);
+        let blocks = self.blocks();
+        self.issued += 1;
         let block = match self.load.order {
             Order::Random => {
                 // xorshift64
@@ -244,8 +267,14 @@ impl<'a> Worker<'a> {
                 self.next_block = (self.next_block + 1) % blocks;
                 self.next_block
             }
+            Order::Once => {
+                // Full period modulo a power of two (Hull and Dobell 1962): an odd increment, a multiplier of the form 8k + 5.
+                let next = self.next_block.wrapping_mul(0x5851_f42d_4c95_7f2d);
+                self.next_block = next.wrapping_add(0x1405_7b7e_f767_814f) & (blocks - 1);
+                self.next_block
+            }
         };
-        block * u64::from(self.load.block_bytes) / 512
+        block * self.load.stride_bytes / 512
     }
 
     fn wait(&mut self) -> io::Result<()> {

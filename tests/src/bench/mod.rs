@@ -10,6 +10,7 @@
 pub mod fio;
 pub mod instructions;
 pub mod load;
+pub mod nbd;
 pub mod process;
 pub mod report;
 pub mod rows;

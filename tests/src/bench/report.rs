@@ -44,6 +44,63 @@ impl Line {
     }
 }
 
+/// A figure that a goal may be about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Figure {
+    /// Requests per second.
+    Iops,
+    /// Processor time per request.
+    Cpu,
+}
+
+/// Where a ratio should lie.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Bound {
+    /// There or below.
+    AtMost(f64),
+    /// There or above.
+    AtLeast(f64),
+}
+
+/// What the ratio of two contenders' figures should be. Printed, never enforced.
+#[derive(Debug, Clone, Copy)]
+pub struct Goal {
+    figure: Figure,
+    of: usize,
+    over: usize,
+    bound: Bound,
+}
+
+impl Goal {
+    /// The `figure` of the contender at place `of`, over that of the one at place `over`.
+    pub fn new(figure: Figure, of: usize, over: usize, bound: Bound) -> Goal {
+        Goal {
+            figure,
+            of,
+            over,
+            bound,
+        }
+    }
+
+    /// A line of text: what it is, what it should be, and whether it is.
+    pub fn render(&self, row: &Row) -> String {
+        let (of, over) = (&row.lines[self.of], &row.lines[self.over]);
+        let (word, ratio) = match self.figure {
+            Figure::Iops => ("IOPS", of.ratio(over, |s| s.iops)),
+            Figure::Cpu => ("CPU/IO", of.ratio(over, |s| s.cpu_ns)),
+        };
+        let (met, wanted) = match self.bound {
+            Bound::AtMost(most) => (ratio <= most, format!("at most {most}")),
+            Bound::AtLeast(least) => (ratio >= least, format!("at least {least}")),
+        };
+        let verdict = if met { "met" } else { "MISSED" };
+        format!(
+            "{}: {word} of {} over {}: {ratio:.2}, {wanted} wanted: {verdict}",
+            row.name, of.name, over.name
+        )
+    }
+}
+
 /// One row: the same load for several contenders, in turn.
 #[derive(Debug)]
 pub struct Row {
@@ -53,6 +110,8 @@ pub struct Row {
     pub lines: Vec<Line>,
     /// The contender the others are compared with.
     pub reference: usize,
+    /// What should come out.
+    pub goals: Vec<Goal>,
 }
 
 /// The head of the table.
@@ -142,6 +201,7 @@ mod tests {
             name: "r".into(),
             lines: vec![ours, theirs],
             reference: 1,
+            goals: vec![],
         };
         let columns = |line: &str| line.matches('|').count();
         let text = render(&row);
@@ -150,5 +210,9 @@ mod tests {
             columns(heading().lines().next().unwrap())
         );
         assert!(text.contains("| 20 (2 to 200) | 2.00 |"), "{text}");
+        let goal = |bound| Goal::new(Figure::Iops, 0, 1, bound).render(&row);
+        let (met, missed) = (goal(Bound::AtLeast(2.0)), goal(Bound::AtMost(1.9)));
+        assert_eq!(met, "r: IOPS of a over b: 2.00, at least 2 wanted: met");
+        assert!(missed.ends_with("at most 1.9 wanted: MISSED"), "{missed}");
     }
 }

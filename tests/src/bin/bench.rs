@@ -9,7 +9,7 @@ use std::time::Duration;
 use tests::bench::instructions::REFUSE_IO_URING;
 use tests::bench::process::exec_without_io_uring;
 use tests::bench::rows::{Effort, filled_file, idle, machine, run_all};
-use tests::bench::{instructions, median, report};
+use tests::bench::{instructions, median, nbd, report};
 
 fn main() -> io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -58,7 +58,18 @@ fn main() -> io::Result<()> {
         effort.round,
         report::heading()
     );
-    run_all(&effort, &file, |row| println!("{}", report::render(row)))?;
+    let mut goals = Vec::new();
+    run_all(&effort, &file, |row| {
+        println!("{}", report::render(row));
+        goals.extend(row.goals.iter().map(|goal| goal.render(row)));
+    })?;
+    let nbd = nbd::run(&effort, &file)?;
+    if !nbd.is_empty() {
+        println!("\n{}", nbd::render(&nbd));
+    }
+    if !goals.is_empty() {
+        println!("\nGoals\n- {}", goals.join("\n- "));
+    }
     if effort.only.is_empty() {
         print_idle(&effort, &file)?;
     }

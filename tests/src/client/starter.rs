@@ -22,6 +22,8 @@ pub enum Node {
     File(PathBuf),
     /// null-co of so many bytes.
     Null(u64),
+    /// Whatever these values of `--blockdev` say, children first; the last is named `n0`.
+    Graph(Vec<String>),
 }
 
 /// A disk to export.
@@ -29,7 +31,7 @@ pub enum Node {
 pub struct Disk {
     /// What stores it.
     pub node: Node,
-    /// Options of the file node, such as `cache.direct=on,aio=io_uring`.
+    /// Options of the file node, such as `cache.direct=on,aio=io_uring`; a graph says its own.
     pub file_options: &'static str,
     /// Options of the export, such as `logical-block-size=4096`.
     pub export_options: &'static str,
@@ -60,21 +62,26 @@ impl Disk {
                 format!(",{options}")
             }
         };
-        let node = match &self.node {
-            Node::File(path) => format!("driver=file,node-name=n0,filename={}", path.display()),
-            Node::Null(size) => format!("driver=null-co,node-name=n0,size={size}"),
-        };
         let (read_only, writable) = if self.read_only {
             ("on", "off")
         } else {
             ("off", "on")
         };
+        let options = format!("read-only={read_only}{}", with(self.file_options));
+        let nodes = match &self.node {
+            Node::File(path) => {
+                let path = path.display();
+                vec![format!(
+                    "driver=file,node-name=n0,filename={path},{options}"
+                )]
+            }
+            Node::Null(size) => vec![format!("driver=null-co,node-name=n0,size={size},{options}")],
+            Node::Graph(nodes) => nodes.clone(),
+        };
         let mut arguments = self.arguments.clone();
-        arguments.push("--blockdev".into());
-        arguments.push(format!(
-            "{node},read-only={read_only}{}",
-            with(self.file_options)
-        ));
+        for node in nodes {
+            arguments.extend(["--blockdev".into(), node]);
+        }
         arguments.push("--export".into());
         arguments.push(format!(
             "type=vhost-user-blk,id=e0,node-name=n0,addr.type=unix,addr.path={},writable={writable}{}",

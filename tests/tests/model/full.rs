@@ -1,10 +1,10 @@
 //! More requests at once than a ring has room for: told, not lost, and never an error.
 
-use super::cells::{Cells, SECTOR};
 use super::world::{FILE, Plan, SECTORS, World, window};
 use blockgraph::{Event, Kind, Mode, Span, Started};
 use ring::sim::{Act, Rule};
 use ring::{Durability, Mem, Seg, Wait};
+use tests::cells::{Cells, SECTOR};
 
 /// Starts `count` writes on a disk that holds them all; answers how many found no room at first.
 pub fn overfill(plan: &Plan, mode: Mode, count: u64) -> usize {

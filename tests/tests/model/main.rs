@@ -3,7 +3,6 @@
 //! leaves each sector as it was or as some write made it, with everything flushed in place.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
-mod cells;
 mod full;
 mod run;
 mod threads;
@@ -11,8 +10,8 @@ mod world;
 
 use blockgraph::Mode;
 use blockgraph::graph::DetectZeroes;
-use cells::{Cells, Overlap, SECTOR, bytes_of};
 use run::{Run, stream};
+use tests::cells::{Cells, Overlap, SECTOR, bytes_of};
 use threads::Shared;
 use world::{FILE, Plan, SECTORS, World, window};
 

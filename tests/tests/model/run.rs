@@ -1,6 +1,5 @@
 //! Runs a stream of requests through a world, holding every answer against the model.
 
-use super::cells::{Cells, End, Overlap, SECTOR, Stamp, bytes_of, stamp};
 use super::world::{FILE, Plan, SECTORS, World, surroundings_are_whole, window};
 use blockgraph::driver::file::Cache;
 use blockgraph::{Event, Kind, Mode, Outcome, Span, Started, Unmap};
@@ -8,6 +7,7 @@ use ring::sim::{self, Rng};
 use ring::{Durability, Errno, Mem, Seg, Wait};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use tests::cells::{Cells, End, Overlap, SECTOR, Stamp, bytes_of, stamp};
 
 /// One request of a stream.
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,5 @@
 //! Several threads on one disk, each with sectors of its own that share blocks with the others'.
 
-use super::cells::{SECTOR, Stamp, bytes_of, stamp};
 use super::world::{Plan, lane};
 use blockgraph::pin::Epochs;
 use blockgraph::{Current, Event, Kind, Lane, Mode, NodeId, Span, Started};
@@ -9,6 +8,7 @@ use ring::{Durability, Mem, Op, Seg, Wait};
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use tests::cells::{SECTOR, Stamp, bytes_of, stamp};
 
 pub const THREADS: u64 = 3;
 /// Sectors below are shared out one by one, the rest in whole blocks.

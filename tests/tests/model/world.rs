@@ -1,6 +1,5 @@
 //! A simulated disk under a graph under some lanes, all by seed.
 
-use super::cells::{Cells, Overlap, SECTOR};
 use blockgraph::driver::file::{Cache, FileDriver, FileKind, FileParts, Flushes};
 use blockgraph::driver::raw::{Raw, Window};
 use blockgraph::filter::delay::Delay;
@@ -10,6 +9,7 @@ use blockgraph::{Current, Graph, Info, Lane, Limits, Mode, NodeId};
 use ring::sim::{Config, Disk, FileConfig, Rng, Weather};
 use ring::{Align, Choice, FileId, Ring};
 use std::sync::Arc;
+use tests::cells::{Cells, Overlap, SECTOR};
 
 pub const FILE: FileId = FileId(0);
 /// Sectors of the guest's disk.

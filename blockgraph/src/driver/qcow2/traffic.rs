@@ -54,7 +54,7 @@ impl Traffic {
             if ready(&mut state) {
                 return Poll::Ready(());
             }
-            state.waiting.push(cx.waker().clone());
+            crate::waiting::enter(&mut state.waiting, cx);
             Poll::Pending
         })
         .await;

@@ -106,7 +106,7 @@ impl Unpacked {
         poll_fn(|cx| {
             let mut state = self.state();
             if state.under_way >= together {
-                state.waiting.push(cx.waker().clone());
+                crate::waiting::enter(&mut state.waiting, cx);
                 return Poll::Pending;
             }
             state.under_way += 1;

@@ -53,7 +53,7 @@ impl Users {
             let mut list = self.list();
             match list.inside.front() {
                 Some((epoch, _)) if *epoch < before => {
-                    list.waiting.push(cx.waker().clone());
+                    crate::waiting::enter(&mut list.waiting, cx);
                     Poll::Pending
                 }
                 _ => Poll::Ready(()),

@@ -118,7 +118,7 @@ impl Cache {
                 return Poll::Ready(Ok(slot));
             }
             if let Some(waiting) = loads.under_way.get_mut(&slice) {
-                waiting.push(cx.waker().clone());
+                crate::waiting::enter(waiting, cx);
                 return Poll::Pending;
             }
             loads.under_way.insert(slice, Vec::new());

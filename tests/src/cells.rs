@@ -1,8 +1,12 @@
 //! The model: for each sector of the disk, what a read may find there now and what a crash may leave.
+//!
+//! The rule: every sector that is written carries its own address and the number of its write, so that one block can never
+//! pass for another.
 
 use blockgraph::Kind;
 use ring::sim::SECTOR_BYTES;
 
+/// Bytes of a sector.
 pub const SECTOR: u64 = SECTOR_BYTES as u64;
 
 /// A sector's content: its eight bytes, over and over. 0 is a sector of zeroes.
@@ -32,6 +36,8 @@ struct Cell {
     stamps: Vec<Stamp>,
     /// One of the group has succeeded.
     sure: bool,
+    /// What the layers below the top one have there: what a discard may uncover.
+    below: Vec<Stamp>,
 }
 
 /// A disk of sectors.
@@ -44,13 +50,16 @@ pub struct Cells {
 /// What the issuer of a request knows of its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
+    /// It succeeded.
     Done,
+    /// It may have done anything to its own sectors.
     Failed,
 }
 
 /// May writes overlap other writes?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overlap {
+    /// No.
     Never,
     /// One of them is found afterwards, in each sector for itself.
     Writes,
@@ -71,7 +80,10 @@ pub fn bytes_of(stamp: Stamp) -> [u8; SECTOR_BYTES] {
 }
 
 /// The stamp of a sector; `None` if it is torn.
-fn stamp_of(bytes: &[u8]) -> Option<Stamp> {
+///
+/// # Panics
+/// Where `bytes` are not whole words.
+pub fn stamp_of(bytes: &[u8]) -> Option<Stamp> {
     let mut words = bytes
         .chunks(8)
         .map(|word| Stamp::from_le_bytes(word.try_into().expect("eight bytes")));
@@ -80,9 +92,15 @@ fn stamp_of(bytes: &[u8]) -> Option<Stamp> {
 }
 
 impl Cells {
+    /// A disk whose sectors carry their addresses.
     pub fn new(sectors: u64) -> Cells {
-        let cell = |sector| {
-            let stamp = stamp(0, sector);
+        let stamps: Vec<Stamp> = (0..sectors).map(|sector| stamp(0, sector)).collect();
+        Cells::of(&stamps)
+    }
+
+    /// A disk of these sectors.
+    pub fn of(stamps: &[Stamp]) -> Cells {
+        let cell = |&stamp| {
             let trace = Trace {
                 stamp,
                 done: Some(0),
@@ -96,10 +114,11 @@ impl Cells {
                 group: 0,
                 stamps: Vec::new(),
                 sure: false,
+                below: Vec::new(),
             }
         };
         Cells {
-            cells: (0..sectors).map(cell).collect(),
+            cells: stamps.iter().map(cell).collect(),
             now: 1,
         }
     }
@@ -170,12 +189,42 @@ impl Cells {
         }
     }
 
+    /// What a discard may uncover from now on, besides what it could before.
+    pub fn lies_below(&mut self, stamps: &[Stamp]) {
+        for (cell, &stamp) in self.cells.iter_mut().zip(stamps) {
+            cell.below.push(stamp);
+        }
+    }
+
+    /// The top becomes a layer below: a discard may uncover what it has.
+    pub fn covered(&mut self) {
+        for cell in &mut self.cells {
+            cell.below.extend(&cell.live);
+            cell.below.sort_unstable();
+            cell.below.dedup();
+        }
+    }
+
+    /// A discard is over: besides zeroes and what was there, what lies below may be there now, or after a crash.
+    pub fn uncovered(&mut self, at: u64, sectors: u64) {
+        for cell in self.range(at, sectors) {
+            let group = cell.group;
+            cell.live.extend(&cell.below);
+            let traces = cell.below.iter().map(|&stamp| Trace {
+                stamp,
+                done: None,
+                group,
+            });
+            cell.traces.extend(traces.collect::<Vec<_>>());
+        }
+    }
+
     /// A flush that went out at `began` succeeded.
     pub fn flushed(&mut self, began: u64) {
         self.cells.iter_mut().for_each(|cell| cell.settle(began));
     }
 
-    /// A read is over; what it found, if it succeeded, is held against the model.
+    /// A read is over; what it found, if it succeeded, is held against the model. Errors: which sector reads as what.
     pub fn read(&mut self, at: u64, sectors: u64, found: Option<&[u8]>) -> Result<(), String> {
         for (n, cell) in self.range(at, sectors).iter_mut().enumerate() {
             cell.readers -= 1;
@@ -194,7 +243,7 @@ impl Cells {
         Ok(())
     }
 
-    /// Holds what a crash left against the model.
+    /// Holds what a crash left against the model. Errors: which sector is what none of its writes made it.
     pub fn crashed(&self, image: &[u8]) -> Result<(), String> {
         for (sector, cell) in self.cells.iter().enumerate() {
             let found = stamp_of(&image[sector * SECTOR_BYTES..][..SECTOR_BYTES]);
