@@ -12,6 +12,7 @@ use super::plan::{Ahead, Patch, Phases, SliceOut, phases};
 use super::refcount::{BlockOut, TableOut};
 use super::together::together;
 use super::writer::Gate;
+use crate::filter::blkdebug::BlkdebugEvent;
 use crate::io::Io;
 use crate::node::{Local, NodeId, Outcome};
 use crate::request::{Kind, Request};
@@ -56,6 +57,7 @@ impl Qcow2 {
             Gate::Shut => return Ok(()),
             Gate::Corrupt => return Err(Errno::IO),
         }
+        self.tell(io, BlkdebugEvent::FlushToOs);
         let is_ahead = self.meta().is_ahead();
         if is_ahead || !self.writer.commits.is_idle() {
             return self.commit(io).await;
@@ -135,19 +137,62 @@ impl Qcow2 {
         let copies = self.read_copies(io, batch).await?;
         let phases = self.phases(batch, &copies);
         let file = self.file(io)?;
+        self.tell_unreachable(io, batch);
         write_all(io, file, phases.unreachable).await?;
         self.reach_new_tables(batch);
         self.sync(io).await?;
         if !phases.refcounts.is_empty() {
+            self.tell_refcounts(io, &batch.table_out);
             write_all(io, file, phases.refcounts).await?;
             sync_node(io, file).await?;
         }
         self.refcounts_written(batch);
         if !phases.mapping.is_empty() {
+            self.tell_mapping(io, batch);
             write_all(io, file, phases.mapping).await?;
             sync_node(io, file).await?;
         }
         Ok(())
+    }
+
+    /// What is written in one go is told in one go, before it.
+    fn tell_unreachable(&self, io: &Io, batch: &Batch<'_>) {
+        if !batch.blocks.is_empty() {
+            self.tell(io, BlkdebugEvent::RefblockUpdatePart);
+        }
+        match batch.table_out {
+            TableOut::None => {}
+            TableOut::Entries { .. } => {
+                self.tell(io, BlkdebugEvent::RefblockAlloc);
+                self.tell(io, BlkdebugEvent::RefblockAllocWrite);
+            }
+            TableOut::Moved { .. } => {
+                self.tell(io, BlkdebugEvent::RefblockAlloc);
+                self.tell(io, BlkdebugEvent::ReftableGrow);
+                self.tell(io, BlkdebugEvent::RefblockAllocWriteBlocks);
+                self.tell(io, BlkdebugEvent::RefblockAllocWriteTable);
+            }
+        }
+        if !batch.new_tables.is_empty() {
+            self.tell(io, BlkdebugEvent::L2AllocWrite);
+        }
+    }
+
+    fn tell_refcounts(&self, io: &Io, table_out: &TableOut) {
+        match table_out {
+            TableOut::None => {}
+            TableOut::Entries { .. } => self.tell(io, BlkdebugEvent::RefblockAllocHookup),
+            TableOut::Moved { .. } => self.tell(io, BlkdebugEvent::RefblockAllocSwitchTable),
+        }
+    }
+
+    fn tell_mapping(&self, io: &Io, batch: &Batch<'_>) {
+        if !batch.tables.is_empty() {
+            self.tell(io, BlkdebugEvent::L2Update);
+        }
+        if !batch.l1.is_empty() {
+            self.tell(io, BlkdebugEvent::L1Update);
+        }
     }
 
     fn phases(&self, batch: &Batch<'_>, copies: &BTreeMap<usize, Vec<u8>>) -> Phases {
@@ -174,6 +219,7 @@ impl Qcow2 {
         let mut copies = BTreeMap::new();
         for (index, table) in &batch.new_tables {
             if let Some(at) = table.copy_of {
+                self.tell(io, BlkdebugEvent::L2AllocCowRead);
                 copies.insert(*index, self.read_metadata(io, at, cluster).await?);
             }
         }
@@ -228,6 +274,7 @@ impl Qcow2 {
     /// Everything that was written, metadata and data, is durable after this.
     pub(crate) async fn sync(&self, io: &Io) -> Outcome {
         let (file, data) = (self.file(io)?, self.data(io)?);
+        self.tell(io, BlkdebugEvent::FlushToDisk);
         if file == data {
             return sync_node(io, file).await;
         }

@@ -8,6 +8,7 @@ use super::format::entry::{DataIn, L2Entry};
 use super::format::header::Compression;
 use super::meta::Why;
 use crate::blocking::blocking;
+use crate::filter::blkdebug::BlkdebugEvent;
 use crate::io::Io;
 use crate::node::Outcome;
 use crate::units::Span;
@@ -68,6 +69,8 @@ impl Qcow2 {
         }
         let out = Mem::zeroed(packed.len()).ok_or(Errno::NOMEM)?;
         out.store(0, &packed);
+        self.tell(io, BlkdebugEvent::L2UpdateCompressed);
+        self.tell(io, BlkdebugEvent::WriteCompressed);
         io.write(self.file(io)?, host, &out).await?;
         let slot = self.slice(io, at.slice).await?;
         let mut meta = self.meta();

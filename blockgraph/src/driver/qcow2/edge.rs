@@ -8,6 +8,7 @@ use super::alloc::Content;
 use super::format::entry::{L2Entry, Part, SUBCLUSTERS, Subclusters, Words};
 use super::geometry::Geometry;
 use super::together::together;
+use crate::filter::blkdebug::BlkdebugEvent;
 use crate::graph::Role;
 use crate::io::Io;
 use crate::node::{Local, NodeId, Outcome};
@@ -211,6 +212,7 @@ impl Qcow2 {
         let before = around.before();
         let after = around.after();
         if before == 0 && after == 0 {
+            self.tell(io, BlkdebugEvent::WriteAio);
             return io.write(node, host, mem).await;
         }
         if before + span.len + after <= WHOLE_BYTES_MAX.max(self.geometry.cluster_bytes()) {
@@ -260,6 +262,7 @@ impl Qcow2 {
     async fn put_together(&self, io: &Io, node: NodeId, around: Around, mem: &Mem) -> Outcome {
         let (before, after) = (around.before(), around.after());
         if before == 0 && after == 0 {
+            self.tell(io, BlkdebugEvent::WriteAio);
             return io.write(node, around.host, mem).await;
         }
         let len = before + around.span.len + after;
@@ -269,6 +272,9 @@ impl Qcow2 {
         self.fill_edge(io, around.tail, part(before + around.span.len, after))
             .await?;
         part(before, around.span.len).copy_from(mem);
+        // Both are in one write.
+        self.tell(io, BlkdebugEvent::WriteAio);
+        self.tell(io, BlkdebugEvent::CowWrite);
         io.write(node, around.host - before, &all).await
     }
 
@@ -283,6 +289,7 @@ impl Qcow2 {
         }
         let (at, len) = (edge.at, there);
         let mem = mem.slice(0, there as usize);
+        self.tell(io, BlkdebugEvent::CowRead);
         self.read(io, Span { at, len }, mem).await
     }
 }

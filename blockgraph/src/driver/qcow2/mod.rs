@@ -45,6 +45,7 @@ pub use open::{Image, Options, Qcow2Error};
 pub use overlap::OverlapChecks;
 pub use writer::{PassDiscard, Unref, WriteOptions};
 
+use crate::filter::blkdebug::BlkdebugEvent;
 use crate::graph::perm::{Perm, Perms, Wants};
 use crate::graph::{Access, Edge, Role};
 use crate::hold::Holds;
@@ -144,7 +145,12 @@ impl Qcow2 {
         self.meta().l2_table(index)
     }
 
-    /// Where a slice that is not cached is on disk.
+    /// Tells the image file what is about to be done with it: the places are those where QEMU tells the same.
+    pub(crate) fn tell(&self, io: &Io, event: BlkdebugEvent) {
+        io.event(self.metadata_role(), event);
+    }
+
+    /// Where a slice that is to be read is on disk.
     fn locate(&self, io: &Io, slice: u64) -> Result<cache::OnDisk, Errno> {
         let table = self.l2_table(self.geometry.l1_index(slice));
         match table.map_err(|malformed| self.impossible(malformed))? {
@@ -152,6 +158,7 @@ impl Qcow2 {
             L1Entry::Table { at, .. } => {
                 let within = self.geometry.slice_in_table(slice);
                 let node = io.child(self.metadata_role())?;
+                self.tell(io, BlkdebugEvent::L2Load);
                 Ok(cache::OnDisk::At(node, at + within))
             }
         }
@@ -230,7 +237,7 @@ impl Driver for Qcow2 {
     }
 
     fn compresses(&self) -> bool {
-        true
+        self.geometry.layout().data == DataIn::Image
     }
 
     fn info(&self) -> Info {

@@ -3,6 +3,7 @@
 use super::format::entry::Part;
 use super::pieces::Pieces;
 use super::{Qcow2, extent};
+use crate::filter::blkdebug::BlkdebugEvent;
 use crate::graph::Role;
 use crate::io::Io;
 use crate::node::{Local, NodeId, Outcome};
@@ -69,7 +70,10 @@ impl Qcow2 {
                 None
             }
             Part::Below { .. } => match io.child(Role::Cow) {
-                Ok(backing) => Some(Box::pin(read_or_zeroes(io, backing, guest, mem))),
+                Ok(backing) => Some(Box::pin(async move {
+                    self.tell(io, BlkdebugEvent::ReadBackingAio);
+                    read_or_zeroes(io, backing, guest, mem).await
+                })),
                 Err(_) => {
                     mem.zero();
                     None
@@ -77,6 +81,7 @@ impl Qcow2 {
             },
             Part::Data { host, .. } => Some(Box::pin(async move {
                 let node = io.child(self.data_role())?;
+                self.tell(io, BlkdebugEvent::ReadAio);
                 read_or_zeroes(io, node, host, mem).await
             })),
             Part::Compressed { host, len_bytes } => {

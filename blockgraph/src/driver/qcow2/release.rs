@@ -5,6 +5,7 @@
 use super::Qcow2;
 use super::meta::{Freed, Meta};
 use super::refcount::Lack;
+use crate::filter::blkdebug::BlkdebugEvent;
 use crate::io::Io;
 use crate::node::Outcome;
 use crate::request::{Kind, Request};
@@ -81,6 +82,7 @@ impl Qcow2 {
 
     /// One reference less for each cluster of `span`, after the host was told of those that become free.
     async fn give_back(&self, io: &Io, span: Freed, rest: &mut Rest<'_>) -> Outcome {
+        self.tell(io, BlkdebugEvent::ClusterFree);
         let bits = self.geometry.cluster_bits();
         let clusters = (span.at >> bits)..(span.at + span.len).div_ceil(1 << bits);
         if self.writer.options.pass_discard.passes(span.why) {

@@ -9,6 +9,7 @@ use super::format::header::{L1_BYTES_MAX, Version};
 use super::restructure::Still;
 use super::snapshot::{DISK_AT, disk_fields};
 use crate::driver::{SECTOR_BYTES, SIZE_BYTES_MAX};
+use crate::filter::blkdebug::BlkdebugEvent;
 use crate::io::Io;
 use crate::node::Outcome;
 use crate::request::{Prealloc, Unmap};
@@ -132,6 +133,7 @@ impl Qcow2 {
                 disk_fields(size_bytes, meta.header.l1)
             } else {
                 let mut words = meta.l1.clone();
+                plan.tells(self.tell_table(io, words.len(), needed));
                 words.resize(needed, 0);
                 disk_fields(size_bytes, plan.l1(&words))
             }
@@ -139,6 +141,19 @@ impl Qcow2 {
         plan.switch(DISK_AT, fields);
         let done = self.restructure(io, still, plan).await;
         done.map_err(ResizeFailure::Image)
+    }
+
+    /// The L1 table is about to get another length. Returns what else is to be told.
+    fn tell_table(&self, io: &Io, before: usize, after: usize) -> [Option<BlkdebugEvent>; 2] {
+        if after < before {
+            return [Some(BlkdebugEvent::L1ShrinkWriteTable), None];
+        }
+        self.tell(io, BlkdebugEvent::L1GrowAllocTable);
+        let (write, activate) = (
+            BlkdebugEvent::L1GrowWriteTable,
+            BlkdebugEvent::L1GrowActivateTable,
+        );
+        [Some(write), Some(activate)]
     }
 
     /// What is new reads as zeroes, and has its space if that is asked.

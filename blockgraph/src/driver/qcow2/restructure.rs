@@ -11,6 +11,7 @@ use super::image_file::ImageFile;
 use super::meta::Meta;
 use super::traffic::Stopped;
 use super::writer::Gate;
+use crate::filter::blkdebug::BlkdebugEvent;
 use crate::hold::Hold;
 use crate::io::Io;
 use crate::units::Span;
@@ -38,6 +39,8 @@ pub(super) struct Plan {
     cluster_bytes: u64,
     /// Offset in the header, and what it shall say there.
     switch: (u64, Vec<u8>),
+    /// What the image file is told before the first of that, and before the last.
+    events: [Option<BlkdebugEvent>; 2],
 }
 
 impl Plan {
@@ -78,6 +81,11 @@ impl Plan {
     pub(super) fn switch(&mut self, at: u64, bytes: Vec<u8>) {
         debug_assert!(at as usize + bytes.len() <= 512);
         self.switch = (at, bytes);
+    }
+
+    /// Told before the bytes are written, and before the header is.
+    pub(super) fn tells(&mut self, events: [Option<BlkdebugEvent>; 2]) {
+        self.events = events;
     }
 }
 
@@ -141,12 +149,15 @@ impl Qcow2 {
         if self.meta().header.version == Version::V3 {
             self.set_dirty_bit(io).await?;
         }
+        let [before, switch] = plan.events;
+        before.into_iter().for_each(|event| self.tell(io, event));
         for (at, bytes) in &plan.blobs {
             file.write(*at, bytes).await?;
         }
         file.flush().await?;
         raise(&file, &plan.extra).await?;
         let (at, bytes) = &plan.switch;
+        switch.into_iter().for_each(|event| self.tell(io, event));
         file.write(*at, bytes).await?;
         Ok(file.flush().await?)
     }

@@ -7,6 +7,7 @@ use super::Qcow2;
 use super::format::header::Compression;
 use super::read::read_or_zeroes;
 use crate::blocking::blocking;
+use crate::filter::blkdebug::BlkdebugEvent;
 use crate::hold::Holds;
 use crate::io::Io;
 use crate::node::Outcome;
@@ -171,6 +172,7 @@ impl Qcow2 {
         let node = io.child(self.data_role())?;
         let len = packed.len as usize;
         let mem = Mem::zeroed(len).ok_or(Errno::NOMEM)?;
+        self.tell(io, BlkdebugEvent::ReadCompressed);
         read_or_zeroes(io, node, packed.at, mem.clone()).await?;
         let mut bytes = vec![0; len];
         mem.load(0, &mut bytes);

@@ -11,6 +11,7 @@ use super::extent::extent;
 use super::format::entry::{DataIn, L2Entry, Malformed, Part};
 use super::meta::{Meta, Why};
 use super::writer::Prepared;
+use crate::filter::blkdebug::BlkdebugEvent;
 use crate::io::Io;
 use crate::node::Outcome;
 use crate::request::Kind;
@@ -123,6 +124,7 @@ impl Qcow2 {
             Ok((Part::Data { host, copied: true }, len)) => {
                 let mem = mem.slice(0, len as usize);
                 self.check_write(io, host, len).await?;
+                self.tell(io, BlkdebugEvent::WriteAio);
                 io.write(self.data(io)?, host, &mem).await?;
                 Ok(len)
             }

@@ -10,6 +10,7 @@ use super::format::header::{Header, Version};
 use super::meta::{Freed, Meta, Why};
 use super::overlap::{OverlapChecks, Ranges};
 use super::refcount::{Lack, Need};
+use crate::filter::blkdebug::BlkdebugEvent;
 use crate::hold::{Hold, Holds};
 use crate::io::Io;
 use crate::node::{NodeId, Outcome};
@@ -319,6 +320,7 @@ impl Qcow2 {
 
     /// Hands out clusters of the image file.
     pub(crate) async fn allocate(&self, io: &Io, want: Want) -> Result<(Run, Prepared<'_>), Errno> {
+        self.tell(io, BlkdebugEvent::ClusterAlloc);
         self.begin_allocating(io).await?;
         let run = self
             .meet(io, |meta| meta.alloc.take(want, &mut meta.refs))
@@ -331,6 +333,7 @@ impl Qcow2 {
 
     /// Room for compressed bytes in the image file; returns where.
     pub(crate) async fn pack(&self, io: &Io, len: u64) -> Result<(u64, Prepared<'_>), Errno> {
+        self.tell(io, BlkdebugEvent::ClusterAllocBytes);
         self.begin_allocating(io).await?;
         let at = self
             .meet(io, |meta| meta.alloc.pack(len, &mut meta.refs))
@@ -351,6 +354,7 @@ impl Qcow2 {
                 return Err(Errno::IO);
             }
         }
+        self.tell(io, BlkdebugEvent::ClusterAlloc);
         self.begin_allocating(io).await?;
         self.meet(io, |meta| match meta.owns_table(index) {
             Ok(true) => Ok(()),
@@ -387,6 +391,7 @@ impl Qcow2 {
             }
             meta.refs.block_at(index).ok_or(Errno::IO)?
         };
+        self.tell(io, BlkdebugEvent::RefblockLoad);
         let bytes = self
             .read_metadata(io, at, self.geometry.cluster_bytes())
             .await?;

@@ -16,7 +16,11 @@ pub(super) struct Empty {
 impl Empty {
     /// Makes it, over what is there.
     pub(super) fn make(&self) -> io::Result<()> {
-        create(&self.path, &[], self.size_bytes)
+        // Another file, not the same one emptied: the kernel may hold a killed daemon's locks a little longer.
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => create(&self.path, &[], self.size_bytes),
+        }
     }
 }
 

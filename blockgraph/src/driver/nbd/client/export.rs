@@ -3,7 +3,7 @@
 use super::error::ClientError;
 use crate::driver::nbd::wire::{BlockSizes, ExportHead, Form};
 use crate::driver::{SECTOR_BYTES, SIZE_BYTES_MAX, whole_sectors};
-use crate::node::{Info, Limits};
+use crate::node::{Info, Limits, Zeroing};
 
 /// One request carries no more, whatever the server allows: what is in flight is bounded by this times the slots.
 const PIECE_BYTES_MAX: u64 = 2 << 20;
@@ -127,6 +127,15 @@ impl Export {
         lost.map_or(Ok(()), |(_, name)| Err(format!("it no longer has {name}")))
     }
 
+    /// Without NBD_FLAG_SEND_FAST_ZERO the server may well write all the zeroes; without NBD_FLAG_SEND_WRITE_ZEROES we do.
+    pub(super) fn zeroing(&self) -> Zeroing {
+        let fast = self.can(ExportHead::SEND_WRITE_ZEROES) && self.can(ExportHead::SEND_FAST_ZERO);
+        match fast {
+            true => Zeroing::Fast,
+            false => Zeroing::Written,
+        }
+    }
+
     /// What the node says of itself.
     pub(super) fn info(&self) -> Info {
         let minimum = self.minimum_bytes as u32;
@@ -203,6 +212,23 @@ mod tests {
         assert_eq!(large.info().limits.optimal_io_bytes, 1 << 20);
         let odd = Export::new(head(1000), None, Form::Simple).expect("an export");
         assert_eq!((odd.minimum_bytes, odd.info().size_bytes), (1, 1024));
+    }
+
+    #[test]
+    fn zeroes_are_fast_only_where_the_server_says_that_it_does_not_write_them() {
+        let (zeroes, fast) = (ExportHead::SEND_WRITE_ZEROES, ExportHead::SEND_FAST_ZERO);
+        for (flags, zeroing) in [
+            (0, Zeroing::Written),
+            (zeroes, Zeroing::Written),
+            (fast, Zeroing::Written),
+            (zeroes | fast, Zeroing::Fast),
+        ] {
+            let flags = flags | ExportHead::HAS_FLAGS;
+            let size_bytes = 4096;
+            let head = ExportHead { size_bytes, flags };
+            let export = Export::new(head, None, Form::Structured).expect("an export");
+            assert_eq!(export.zeroing(), zeroing, "{flags:#x}");
+        }
     }
 
     #[test]

@@ -26,8 +26,8 @@ use crate::driver::file::{Flushes, OpenMode};
 use crate::graph::{Access, Resources};
 use crate::hold::Holds;
 use crate::io::Io;
-use crate::node::{Driver, Info, Local, Map, Outcome};
-use crate::request::{Dir, Prealloc, Request};
+use crate::node::{Driver, Info, Local, Map, Outcome, Zeroing};
+use crate::request::{Dir, Prealloc, Request, Unmap};
 use crate::status::Status;
 use crate::tls::TlsClient;
 use crate::units::Span;
@@ -174,6 +174,10 @@ impl Driver for NbdClient {
 
     fn info(&self) -> Info {
         self.export.info()
+    }
+
+    fn zeroing(&self, _unmap: Unmap) -> Zeroing {
+        self.export.zeroing()
     }
 
     /// An export has the size its server gave it.

@@ -1,4 +1,4 @@
-//! The NBD protocol as bytes (https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md), for both ends.
+//! The NBD protocol as bytes (<https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>), for both ends.
 //!
 //! The rule: nothing here does I/O or allocates by a peer's word. Fixed parts are arrays of their very length; what
 //! varies is decoded from a slice whose length the caller has bounded.
