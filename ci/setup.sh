@@ -46,7 +46,7 @@ is_installed() {
 setup_packages() {
     local package missing=()
     for package in gcc libc6-dev pkg-config git ca-certificates python3 cpio xz-utils util-linux e2fsprogs \
-        fio busybox-static libnbd-bin strace valgrind; do
+        fio busybox-static libnbd-bin nbdkit openssl strace valgrind; do
         is_installed "$package" || missing+=("$package")
     done
     [ ${#missing[@]} = 0 ] && return 0

@@ -61,7 +61,8 @@ fn lies_in_the_greeting_are_refused() {
         (
             "hangs up after its flags",
             |p| p.greet(3),
-            "read option reply",
+            // The request may still go out or not.
+            "option re",
         ),
     ];
     for (name, act, expected) in cases {

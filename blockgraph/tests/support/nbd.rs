@@ -6,6 +6,7 @@ use blockgraph::graph::Body;
 use blockgraph::graph::open::{DriverSpec, NodeSpec};
 use blockgraph::tls::{Endpoint, SanityCheck, TlsCreds, TlsOptions, VerifyPeer};
 use blockgraph::{Driver, NodeId};
+use std::io::Read;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -59,9 +60,19 @@ pub fn start(server: &Server, program: &str, args: &[&str]) -> Running {
 fn answers(server: &Server) -> bool {
     match server {
         Server::Unix(path) => UnixStream::connect(path).is_ok(),
-        Server::Inet(inet) => TcpStream::connect((inet.host.as_str(), port(inet))).is_ok(),
+        Server::Inet(inet) => greets(inet),
         Server::Connected(_) | Server::Passed(_) => true,
     }
+}
+
+/// A connection alone says little: one from a port to the very same port connects to itself.
+fn greets(inet: &Inet) -> bool {
+    let Ok(mut stream) = TcpStream::connect((inet.host.as_str(), port(inet))) else {
+        return false;
+    };
+    stream.set_read_timeout(Some(READY_LIMIT)).expect("a limit");
+    let mut magic = [0; 8];
+    stream.read_exact(&mut magic).is_ok() && &magic == b"NBDMAGIC"
 }
 
 fn port(inet: &Inet) -> u16 {
