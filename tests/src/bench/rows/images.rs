@@ -18,7 +18,7 @@ impl Empty {
     pub(super) fn make(&self) -> io::Result<()> {
         // Another file, not the same one emptied: the kernel may hold a killed daemon's locks a little longer.
         match std::fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => create(&self.path, &[], self.size_bytes),
         }
     }
