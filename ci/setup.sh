@@ -10,6 +10,7 @@ guest_cache=${CARGO_TARGET_DIR:-$setup_root/target}/guest-cache
 # The oldest QEMU whose tools and system emulator agree with the qemu-storage-daemon we are compared with.
 qemu_version_min=10.0
 cargo_deny_version=0.20.2
+qmp_client_version=0.0.6
 
 setup_say() { echo "setup: $*" >&2; }
 
@@ -45,7 +46,7 @@ is_installed() {
 
 setup_packages() {
     local package missing=()
-    for package in gcc libc6-dev pkg-config git ca-certificates python3 cpio xz-utils util-linux e2fsprogs \
+    for package in gcc libc6-dev pkg-config git ca-certificates python3 python3-venv cpio xz-utils util-linux e2fsprogs \
         fio busybox-static libnbd-bin nbdkit openssl strace valgrind; do
         is_installed "$package" || missing+=("$package")
     done
@@ -152,9 +153,18 @@ setup_rust_parts() {
 # ci/deny.toml makes it fetch the advisory database with git.
 setup_cargo_deny() {
     cargo deny --version >/dev/null 2>&1 && return 0
-    setup_say "building cargo-deny $cargo_deny_version, once (two to five minutes)"
-    CARGO_TARGET_DIR=$setup_tmp/deny cargo install --quiet --locked --no-default-features \
+    setup_say "building cargo-deny $cargo_deny_version, once (a minute or two)"
+    CARGO_TARGET_DIR=$setup_tmp/deny cargo install --quiet --locked --debug --no-default-features \
         cargo-deny --version "$cargo_deny_version" >&2
+}
+
+# QEMU's own client library, which is published for Python alone.
+setup_qmp_client() {
+    local venv=${CARGO_TARGET_DIR:-$setup_root/target}/qmp-client
+    "$venv/bin/python" -c 'import qemu.qmp' 2>/dev/null && return 0
+    setup_say "installing the qemu.qmp client $qmp_client_version"
+    rm -rf "$venv"
+    python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check "qemu.qmp==$qmp_client_version" >&2
 }
 
 setup_all() {
@@ -165,7 +175,7 @@ setup_all() {
     chmod 1777 "$setup_tmp"
     mkdir -p "$guest_cache"
     setup_packages && setup_qemu && setup_kernel && setup_cargo &&
-        { [ "${SETUP_FOR:-test}" = demo ] || { setup_rust_parts && setup_cargo_deny; }; } || status=1
+        { [ "${SETUP_FOR:-test}" = demo ] || { setup_rust_parts && setup_cargo_deny && setup_qmp_client; }; } || status=1
     rm -rf "$setup_tmp"
     return $status
 }

@@ -1,10 +1,13 @@
 //! The daemon's entry: arguments in, an exit status out. Everything else is the library's.
 
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 
+use backend::backup;
 use backend::cli::{self, Command, Daemonize, Invocation, Outcome, PROGRAM_NAME, Step};
 use backend::daemon::{Daemon, serve};
+use backend::graph_view;
 use backend::process::{self, Background, PidFile};
 use ring::inherited::Inherited;
 use ring::sys::Signals;
@@ -20,6 +23,11 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<ExitCode, String> {
+    match std::env::args_os().nth(1) {
+        Some(word) if word == "graph" => return draw_graph(),
+        Some(word) if word == "backup" => return back_up(),
+        _ => {}
+    }
     let inherited = Inherited::capture().map_err(|e| e.to_string())?;
     let activated = process::activated_fds();
     let outcome = cli::parse(std::env::args_os().skip(1), &activated).map_err(|e| e.to_string())?;
@@ -41,6 +49,29 @@ fn run() -> Result<ExitCode, String> {
         eprintln!("{PROGRAM_NAME}: {notice}");
     }
     start_and_serve(invocation, inherited, background)
+}
+
+/// `virtioblkd graph`, which is another program that happens to live here.
+fn draw_graph() -> Result<ExitCode, String> {
+    let command = graph_view::parse(std::env::args_os().skip(2)).map_err(|e| e.to_string())?;
+    match command {
+        None => show(graph_view::HELP),
+        Some(command) => show(&graph_view::draw(&command).map_err(|e| with_causes(&e))?),
+    }
+}
+
+/// `virtioblkd backup`, which is one as well.
+fn back_up() -> Result<ExitCode, String> {
+    let command = backup::parse(std::env::args_os().skip(2)).map_err(|e| e.to_string())?;
+    let Some(command) = command else {
+        return show(backup::HELP);
+    };
+    let ends = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+    let mut signals =
+        Signals::collect(&ends).map_err(|e| format!("cannot collect signals: {e}"))?;
+    let mut is_over = || signals.take().is_some();
+    let done = backup::run(&command, &mut backup::Progress::new(&mut is_over));
+    show(&done.map_err(|e| with_causes(&e))?)
 }
 
 /// Not `print!`, which panics when whoever reads has enough (`--help | head`).
@@ -84,7 +115,16 @@ fn start_and_serve(
     // Before the first thread, so that every thread has them blocked.
     let signals = Signals::collect(&wanted).map_err(|e| format!("cannot collect signals: {e}"))?;
     let mut daemon = Daemon::new(inherited).map_err(|e| e.to_string())?;
-    for Step { origin, command } in invocation.steps {
+    daemon.stop_waiting_for_clients_on(signals.as_raw_fd());
+    for step in invocation.steps {
+        let Step {
+            origin,
+            warnings,
+            command,
+        } = step;
+        for warning in warnings {
+            eprintln!("{PROGRAM_NAME}: {origin}: {warning}");
+        }
         let done = match command {
             Ok(Command::ShowHelp(text)) => return show(&text),
             Ok(command) => daemon.execute(command),

@@ -9,17 +9,22 @@ use crate::cli::{
     self, BlkdebugOptions, BlockdevOptions, ChildPerm, ChildRef, DriverOptions, InjectError,
     IoType, NodeCommon, Refusal, SetState, ThrottleLimits, ThrottleRate,
 };
+use blockgraph::bitmap::BitmapName;
 use blockgraph::driver::file::{Cache, FileKind, FileOptions, Flushes, Locking, OpenMode};
 use blockgraph::driver::null::Reads;
 use blockgraph::driver::raw::Window;
 use blockgraph::filter::blkdebug::{self, BlkdebugEvent};
+use blockgraph::filter::copy_before_write::{CbwOptions, OnCbwError};
 use blockgraph::filter::throttle;
 use blockgraph::graph::open::{
     Child, DriverSpec, FileSpec, FilterSpec, NodeSpec, NullKind, NullSpec, OpenError,
 };
 use blockgraph::graph::perm::{PermError, Perms};
-use blockgraph::graph::{Access, DetectZeroes, DiscardPolicy, Sharing};
+use blockgraph::graph::reopen::ReopenError;
+use blockgraph::graph::{Access, Activity, Caching, DetectZeroes, DiscardPolicy, Sharing};
 use blockgraph::node::Engine;
+
+const NS_PER_S: u64 = 1_000_000_000;
 
 /// The node that `options` ask for, with its inline children.
 ///
@@ -30,6 +35,7 @@ pub fn node_spec(options: BlockdevOptions) -> Result<NodeSpec, Refusal> {
         node_name,
         common,
         driver,
+        given: _,
     } = options;
     let driver = match driver {
         DriverOptions::File(file) => file_spec(file, &common, FileKind::Regular),
@@ -52,6 +58,25 @@ pub fn node_spec(options: BlockdevOptions) -> Result<NodeSpec, Refusal> {
             file: child(cor.file)?,
             bottom: cor.bottom,
         }),
+        DriverOptions::CopyBeforeWrite(cbw) => filter(FilterSpec::CopyBeforeWrite {
+            file: child(cbw.file)?,
+            target: child(cbw.target)?,
+            bitmap: cbw.bitmap.map(|bitmap| BitmapName {
+                node: bitmap.node,
+                name: bitmap.name,
+            }),
+            options: CbwOptions {
+                on_error: match cbw.on_error {
+                    cli::OnCbwError::BreakGuestWrite => OnCbwError::BreakGuestWrite,
+                    cli::OnCbwError::BreakSnapshot => OnCbwError::BreakSnapshot,
+                },
+                timeout_ns: u64::from(cbw.timeout_s) * NS_PER_S,
+                min_cluster_bytes: cbw.min_cluster_bytes,
+            },
+        }),
+        DriverOptions::SnapshotAccess(snapshot) => DriverSpec::SnapshotAccess {
+            file: child(snapshot.file)?,
+        },
         DriverOptions::Throttle(throttle) => filter(FilterSpec::Throttle {
             file: child(throttle.file)?,
             group: throttle.group,
@@ -179,9 +204,17 @@ fn node_common(common: &NodeCommon) -> blockgraph::Common {
             cli::DetectZeroes::On => DetectZeroes::On,
             cli::DetectZeroes::Unmap => DetectZeroes::Unmap,
         },
+        activity: match common.active {
+            true => Activity::Active,
+            false => Activity::Inactive,
+        },
         sharing: match common.force_share {
             true => Sharing::Forced,
             false => Sharing::Asked,
+        },
+        caching: Caching {
+            cache: cache(common),
+            flushes: flushes(common),
         },
     }
 }
@@ -247,6 +280,11 @@ pub fn open_refusal(error: &OpenError) -> Refusal {
     Refusal::new(with_hint(error.to_string(), error.hint()))
 }
 
+/// A refusal to open nodes anew, likewise.
+pub fn reopen_refusal(error: &ReopenError) -> Refusal {
+    Refusal::new(with_hint(error.to_string(), error.hint()))
+}
+
 /// A refusal to attach an export, likewise.
 pub fn perm_refusal(error: &PermError) -> Refusal {
     Refusal::new(with_hint(error.to_string(), error.hint()))
@@ -269,6 +307,7 @@ mod tests {
             discard,
             cache_direct,
             cache_no_flush: true,
+            active: true,
             read_only: false,
             auto_read_only: true,
             force_share: false,
@@ -286,6 +325,7 @@ mod tests {
                 aio: Some(cli::Aio::Native),
                 locking: cli::Locking::Off,
             }),
+            given: cli::Given::nothing(),
         };
         let raw = BlockdevOptions {
             node_name: Some("r".into()),
@@ -295,6 +335,7 @@ mod tests {
                 offset_bytes: 512,
                 size_bytes: Some(1024),
             }),
+            given: cli::Given::nothing(),
         };
         let spec = node_spec(raw).expect("supported");
         assert_eq!(spec.name.as_deref(), Some("r"));

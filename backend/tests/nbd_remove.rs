@@ -6,15 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backend::export::nbd::{
-    AllocationDepth, NbdExportOptions, NbdServer, NbdServerOptions, Writes,
+    AllocationDepth, NbdExportOptions, NbdServer, NbdServerOptions, Runs, Writes,
 };
+use backend::queue::{Polling, Team, WorkerOptions};
 use blockgraph::driver::nbd::wire::{Choose, OptionHead, OptionKind, RequestHead};
 use blockgraph::driver::nbd::wire::{Command, CommandFlags};
 use blockgraph::driver::null::Reads;
 use blockgraph::graph::Control;
 use blockgraph::graph::open::{DriverSpec, NodeSpec, NullKind, NullSpec, open};
 use blockgraph::pin::Epochs;
-use blockgraph::{Common, Current, NodeId};
+use blockgraph::{Common, Current, Mode, NodeId};
 use ring::{Choice, Durability};
 
 const SIZE: u64 = 1 << 20;
@@ -23,11 +24,22 @@ struct Stage {
     server: NbdServer,
     socket: std::path::PathBuf,
     node: NodeId,
+    runs: Runs,
     _dir: tempfile::TempDir,
+    _team: Arc<Team>,
 }
 
+/// Where connections live.
+#[derive(Clone, Copy, Debug)]
+enum Home {
+    Alone,
+    Iothread,
+}
+
+const HOMES: [Home; 2] = [Home::Alone, Home::Iothread];
+
 /// A server with a null disk whose requests take `latency_ns`.
-fn stage(latency_ns: u64) -> Stage {
+fn stage(home: Home, latency_ns: u64) -> Stage {
     let (current, epochs) = (Arc::<Current>::default(), Arc::<Epochs>::default());
     let mut control =
         Control::new(current.clone(), epochs.clone(), Choice::Threads).expect("a control lane");
@@ -45,6 +57,14 @@ fn stage(latency_ns: u64) -> Stage {
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("s");
     let listener = UnixListener::bind(&socket).expect("a socket");
+    let worker = WorkerOptions {
+        current: current.clone(),
+        epochs: epochs.clone(),
+        engine: Choice::Best,
+        polling: Arc::new(Polling::up_to(0)),
+        mode: Mode::Fast,
+    };
+    let team = Arc::new(Team::new("io", 1, worker));
     let server = NbdServer::start(NbdServerOptions {
         listeners: vec![listener.into()],
         tls: None,
@@ -58,7 +78,12 @@ fn stage(latency_ns: u64) -> Stage {
         server: server.expect("a server"),
         socket,
         node,
+        runs: match home {
+            Home::Alone => Runs::Alone(Choice::Threads),
+            Home::Iothread => Runs::On(Arc::downgrade(&team)),
+        },
         _dir: dir,
+        _team: team,
     }
 }
 
@@ -73,7 +98,9 @@ impl Stage {
             writes: Writes::Allowed,
             durability: Durability::Cached,
             allocation_depth: AllocationDepth::Hidden,
-            engine: Choice::Threads,
+            bitmaps: Vec::new(),
+            runs: self.runs.clone(),
+            stats: Arc::default(),
         })
     }
 
@@ -126,7 +153,11 @@ fn soon() -> Instant {
 
 #[test]
 fn a_removed_export_ends_its_own_connections_and_its_name_is_free() {
-    let stage = stage(0);
+    HOMES.into_iter().for_each(removes);
+}
+
+fn removes(home: Home) {
+    let stage = stage(home, 0);
     assert!(stage.offer("a") && stage.offer("b") && !stage.offer("a"));
     let (mut gone, mut stays) = (stage.client("a"), stage.client("b"));
     assert!(is_served(&mut gone) && is_served(&mut stays));
@@ -140,7 +171,11 @@ fn a_removed_export_ends_its_own_connections_and_its_name_is_free() {
 
 #[test]
 fn what_is_in_flight_ends_before_the_export_is_gone() {
-    let stage = stage(300_000_000);
+    HOMES.into_iter().for_each(drains);
+}
+
+fn drains(home: Home) {
+    let stage = stage(home, 300_000_000);
     assert!(stage.offer("slow"));
     let mut client = stage.client("slow");
     ask(&mut client, Command::Read, 512);
@@ -159,7 +194,11 @@ fn what_is_in_flight_ends_before_the_export_is_gone() {
 
 #[test]
 fn a_stopped_server_waits_for_no_client() {
-    let mut stage = stage(0);
+    HOMES.into_iter().for_each(stops);
+}
+
+fn stops(home: Home) {
+    let mut stage = stage(home, 0);
     assert!(stage.offer("a"));
     let mut deaf = stage.client("a");
     deaf.set_nonblocking(true).expect("a socket");

@@ -3,8 +3,11 @@
 //! The rule: policies every node has (read-only, discard, detect-zeroes, bounds) are obeyed here, once, so that no
 //! driver repeats them.
 
+use crate::bitmap::MarkAtEnd;
 use crate::filter::blkdebug::BlkdebugEvent;
-use crate::graph::{Access, Body, DetectZeroes, DiscardPolicy, Graph, Node, Role};
+use crate::graph::{
+    Access, Activity, Body, Common, DetectZeroes, DiscardPolicy, Graph, Node, Role,
+};
 use crate::map::{Passed, Place, Plan, Walk, walk};
 use crate::mode::Chooser;
 use crate::node::{Filter, Local, NodeId, Outcome};
@@ -18,11 +21,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 /// What a thread shares between its fast path and its tasks.
-#[derive(Debug)]
 pub struct Thread {
     pub(crate) ring: ring::Handle,
     pub(crate) pins: RefCell<Pins>,
     pub(crate) chooser: RefCell<Chooser>,
+    /// Work that runs to its end whatever becomes of the request that began it, and of which node it is; the lane makes tasks
+    /// of it.
+    pub(crate) aside: RefCell<Vec<(NodeId, Local<'static, ()>)>>,
+}
+
+impl std::fmt::Debug for Thread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Thread").finish_non_exhaustive()
+    }
 }
 
 /// A task's way to nodes and files, on one generation of the graph, as the node it serves sees them.
@@ -67,6 +78,13 @@ impl Io {
             thread: self.thread.clone(),
             graph,
             here,
+        }
+    }
+
+    /// Lets go of the files of a node of such a generation.
+    pub(crate) fn forget_files(&self, node: NodeId) {
+        for file in self.graph.node(node).map_or(&[][..], Node::files) {
+            self.thread.ring.borrow_mut().forget(file.id());
         }
     }
 
@@ -136,12 +154,30 @@ impl Io {
 
     /// Changes the size of `node`. Errors: EROFS for a read-only node, and whatever it answers.
     pub async fn truncate(&self, node: NodeId, size_bytes: u64, how: Prealloc) -> Outcome {
+        self.truncate_driver(node, size_bytes, how).await?;
+        self.resize_bitmaps(node, size_bytes)
+    }
+
+    /// `node` has another size: so have its bitmaps, and those of the filters and of what is filtered below it. What is beyond a
+    /// new end must not be dirty when the node grows again.
+    pub(crate) fn resize_bitmaps(&self, node: NodeId, size_bytes: u64) -> Outcome {
         let mut id = node;
         for _ in 0..crate::map::DEPTH_MAX {
             let node = self.node(id)?;
-            if node.common().access == Access::ReadOnly {
-                return Err(Errno::RDONLY);
+            node.bitmaps().resize(size_bytes);
+            match node.shape().filtered() {
+                Some(below) => id = below,
+                None => return Ok(()),
             }
+        }
+        Err(Errno(libc::ELOOP))
+    }
+
+    async fn truncate_driver(&self, node: NodeId, size_bytes: u64, how: Prealloc) -> Outcome {
+        let mut id = node;
+        for _ in 0..crate::map::DEPTH_MAX {
+            let node = self.node(id)?;
+            check_writes(&node.common())?;
             match node.body() {
                 Body::Driver(driver) => {
                     return driver.truncate(&self.at(id), size_bytes, how).await;
@@ -166,6 +202,12 @@ impl Io {
         self.thread.ring.run(op, mem).await
     }
 
+    /// Runs `work` to its end as a task of this thread and of the node being served; the thread does not end before it.
+    pub(crate) fn run_aside(&self, work: impl Future<Output = ()> + 'static) {
+        let work = Box::pin(work);
+        self.thread.aside.borrow_mut().push((self.here, work));
+    }
+
     /// Waits at least `ns` nanoseconds.
     pub async fn sleep(&self, ns: u64) {
         // A timeout has no other way to end than to end; an error would only make it short.
@@ -188,6 +230,10 @@ impl Io {
             Decision::Done => return Ok(()),
             Decision::Go(request) => request,
         };
+        let _marks = request.kind.writes().then(|| MarkAtEnd {
+            tracker: node.bitmaps(),
+            span: request.span,
+        });
         match node.body() {
             Body::Filter(filter) => self.at(id).pass(filter.as_ref(), request).await,
             Body::Driver(driver) => match self.mapped(id, &request) {
@@ -206,11 +252,14 @@ impl Io {
             return Err(Errno::INVAL);
         }
         let common = node.common();
-        if request.kind.writes() && common.access == Access::ReadOnly {
-            return Err(Errno::RDONLY);
+        if request.kind.writes() {
+            check_writes(&common)?;
         }
         if request.span.is_empty() {
             return Ok(Decision::Done);
+        }
+        if request.kind.writes() {
+            node.tell_threshold(request.span);
         }
         if let Kind::Write(durability) = request.kind
             && common.detect_zeroes != DetectZeroes::Off
@@ -301,6 +350,15 @@ impl Io {
     }
 }
 
+/// Errors: EROFS for a node that takes no writes, EPERM for one whose image another process has.
+fn check_writes(common: &Common) -> Outcome {
+    match (common.access, common.activity) {
+        (Access::ReadOnly, _) => Err(Errno::RDONLY),
+        (_, Activity::Inactive) => Err(Errno::PERM),
+        _ => Ok(()),
+    }
+}
+
 struct Unpin<'a> {
     io: &'a Io,
     pin: crate::pin::Pin,
@@ -313,18 +371,27 @@ impl Drop for Unpin<'_> {
 }
 
 /// Tells the filters of a plan that the request passes.
+#[inline]
 pub(crate) fn begin(graph: &Graph, plan: &Plan, dir: Dir) {
     for passed in plan.passed() {
-        if let Some(Body::Filter(filter)) = graph.node(passed.filter).map(Node::body) {
+        if let Some(Body::Filter(filter)) = graph.node(passed.node).map(Node::body) {
             filter.begin(dir, passed.span);
         }
     }
 }
 
-/// Tells the filters of a plan, lowest first, how the request ended.
+/// Tells the filters of a plan, lowest first, how the request ended, and marks bitmaps: a write that failed may have been
+/// written all the same.
+#[inline]
 pub(crate) fn end(graph: &Graph, passed: &[Passed], dir: Dir, outcome: Outcome) {
     for passed in passed.iter().rev() {
-        if let Some(Body::Filter(filter)) = graph.node(passed.filter).map(Node::body) {
+        let Some(node) = graph.node(passed.node) else {
+            continue;
+        };
+        if dir == Dir::Write && node.bitmaps().is_recording() {
+            node.bitmaps().mark(passed.span);
+        }
+        if let Body::Filter(filter) = node.body() {
             filter.end(dir, passed.span, outcome);
         }
     }

@@ -3,20 +3,25 @@
 //! The rule: this is the one place that pins, walks, submits and completes, for guests, exports, jobs and tests alike.
 //! On the mapped path nothing here allocates, locks, logs or reads a clock.
 
+mod ends;
+mod tasks;
+
 use crate::clock;
-use crate::graph::current::Listener;
+use crate::graph::current::{Asked, Listener};
 use crate::graph::{Current, Graph};
 use crate::io::{self, Io, Thread};
-use crate::map::{Passed, Place, Plan, Walk, walk};
+use crate::map::{PASSED_MAX, Passed, Place, Plan, Walk, walk};
 use crate::mode::{Chooser, Mode};
 use crate::node::{NodeId, Outcome};
 use crate::pin::{Epochs, Pin, Pins};
 use crate::request::{Dir, Kind, Request};
 use crate::units::Span;
+use ends::Ends;
 use ring::{Done, Errno, Mem, Op, Seg, Wait};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use tasks::{HeldTask, TasksOf};
 
 /// Tokens with this bit belong to mapped requests; all others are the caller's.
 const MAPPED: u64 = 1 << 63;
@@ -30,6 +35,8 @@ pub enum Started {
     Pending,
     /// The ring has no room; nothing was started. Try again after the next turn.
     Full,
+    /// The graph is being changed; nothing was started. Try again in the next batch.
+    Held,
 }
 
 /// What comes out of a lane.
@@ -51,17 +58,25 @@ pub enum Event {
     },
 }
 
+/// A generation as the requests of one thread share it.
+#[allow(
+    clippy::redundant_allocation,
+    reason = "a count that is not atomic, once per request, for an allocation once per generation"
+)]
+type Generation = Rc<Arc<Graph>>;
+
 /// A mapped request in flight.
 #[derive(Debug)]
 struct Pending {
     token: u64,
+    node: NodeId,
     left: u32,
     outcome: Outcome,
     pin: Option<Pin>,
     dir: Dir,
-    /// The filters to tell, and the graph they are in, if it passed any. Kept between requests for its capacity.
+    /// Whom to tell, and the graph they are in, if it passed anybody. Has room for all there can be.
     passed: Vec<Passed>,
-    graph: Option<Arc<Graph>>,
+    graph: Option<Generation>,
 }
 
 /// Finished tasks leave their ends here.
@@ -75,8 +90,11 @@ pub struct Lane {
     simulated: bool,
     tasks: ring::Tasks,
     current: Arc<Current>,
-    _listener: Listener,
-    graph: Arc<Graph>,
+    listener: Listener,
+    /// The last generation of which is known that nothing is under way on what it holds.
+    quiet: u64,
+    ends: Ends,
+    graph: Generation,
     plan: Plan,
     pending: Vec<Pending>,
     free: Vec<u32>,
@@ -84,24 +102,52 @@ pub struct Lane {
     done: Vec<Done>,
     next: usize,
     in_flight: usize,
+    /// Tasks by the node they are of.
+    tasks_of: TasksOf,
+    held: Vec<HeldTask>,
+    /// Tasks of which nobody awaits the end.
+    aside: Rc<Cell<usize>>,
 }
 
 impl Lane {
     /// A lane on `ring`, which it takes over; both stay on the calling thread.
     pub fn new(ring: ring::Ring, current: Arc<Current>, epochs: Arc<Epochs>, mode: Mode) -> Lane {
+        Lane::asked(ring, current, epochs, mode, Asked::Always)
+    }
+
+    /// A lane that runs no requests but work on a generation of the caller's.
+    pub(crate) fn aside(
+        ring: ring::Ring,
+        current: Arc<Current>,
+        epochs: Arc<Epochs>,
+        mode: Mode,
+    ) -> Lane {
+        Lane::asked(ring, current, epochs, mode, Asked::Never)
+    }
+
+    fn asked(
+        ring: ring::Ring,
+        current: Arc<Current>,
+        epochs: Arc<Epochs>,
+        mode: Mode,
+        asked: Asked,
+    ) -> Lane {
         let bell = ring.bell();
         let simulated = ring.virtual_ns().is_some();
         let thread = Rc::new(Thread {
             ring: ring::Handle::new(ring),
             pins: RefCell::new(Pins::new(epochs)),
             chooser: RefCell::new(Chooser::new(mode)),
+            aside: RefCell::default(),
         });
-        let graph = Arc::new(Graph::default());
+        let graph = Rc::new(Arc::new(Graph::default()));
         let mut lane = Lane {
             thread,
             simulated,
             tasks: ring::Tasks::new(bell.clone()),
-            _listener: current.listen(bell),
+            listener: current.listen(bell, asked),
+            quiet: 0,
+            ends: Ends::default(),
             current,
             graph,
             plan: Plan::default(),
@@ -111,6 +157,9 @@ impl Lane {
             done: Vec::with_capacity(256),
             next: 0,
             in_flight: 0,
+            tasks_of: TasksOf::default(),
+            held: Vec::new(),
+            aside: Rc::default(),
         };
         lane.adopt();
         lane
@@ -133,7 +182,7 @@ impl Lane {
 
     /// Before starting a batch of requests: pins, and adopts a newer generation if there is one.
     pub fn begin_batch(&mut self) {
-        if self.current.generation() != self.graph.generation() {
+        if self.is_behind() {
             self.adopt();
         }
         self.thread.pins.borrow_mut().refresh();
@@ -143,6 +192,35 @@ impl Lane {
     /// After a batch.
     pub fn end_batch(&mut self) {
         self.thread.pins.borrow_mut().settle();
+        if self.graph.is_held() {
+            self.tell_quiet();
+        }
+    }
+
+    /// Says so once nothing is under way on what is held.
+    #[cold]
+    fn tell_quiet(&mut self) {
+        let generation = self.graph.generation();
+        let left = self.held_in_flight();
+        self.ends.look(left);
+        if self.quiet < generation && left == 0 {
+            self.quiet = generation;
+            self.listener.is_quiet(generation, self.ends.last());
+        }
+    }
+
+    /// How many are under way on what is held.
+    fn held_in_flight(&self) -> usize {
+        let graph = &self.graph;
+        let is_held = |pending: &&Pending| pending.left > 0 && graph.holds(pending.node);
+        let mapped = self.pending.iter().filter(is_held).count();
+        mapped + self.tasks_of.count(|node| graph.holds(node))
+    }
+
+    #[cold]
+    fn look_at_ends(&mut self) {
+        let left = self.held_in_flight();
+        self.ends.look(left);
     }
 
     /// Starts a request of `node`. `span` lies within the node; `segs` are its memory, kept valid by the caller until
@@ -156,18 +234,29 @@ impl Lane {
         token: u64,
     ) -> Started {
         debug_assert_eq!(token & MAPPED, 0);
+        if self.graph.holds(node) {
+            return Started::Held;
+        }
         if let Some(dir) = kind.mapped_dir()
             && !span.is_empty()
             && self.thread.chooser.borrow_mut().may_map()
             && walk(&self.graph, node, dir, span, &mut self.plan) == Walk::Mapped
         {
-            return self.start_mapped(kind, dir, segs, token);
+            return self.start_mapped(node, kind, dir, segs, token);
         }
         self.start_task(node, kind, span, segs, token);
         Started::Pending
     }
 
-    fn start_mapped(&mut self, kind: Kind, dir: Dir, segs: &[Seg], token: u64) -> Started {
+    #[inline]
+    fn start_mapped(
+        &mut self,
+        node: NodeId,
+        kind: Kind,
+        dir: Dir,
+        segs: &[Seg],
+        token: u64,
+    ) -> Started {
         let files = self.plan.pieces().iter();
         let left = files.filter(|p| matches!(p.place, Place::File(..))).count();
         let thread = self.thread.clone();
@@ -177,7 +266,7 @@ impl Lane {
         }
         io::begin(&self.graph, &self.plan, dir);
         let slot = if left > 0 {
-            self.hold(token, left as u32, dir)
+            self.hold((node, token), left as u32, dir)
         } else {
             0
         };
@@ -208,11 +297,13 @@ impl Lane {
         Started::Done(Ok(()))
     }
 
-    fn hold(&mut self, token: u64, left: u32, dir: Dir) -> u32 {
+    #[inline]
+    fn hold(&mut self, (node, token): (NodeId, u64), left: u32, dir: Dir) -> u32 {
         let slot = self.free.pop().unwrap_or_else(|| self.grow());
         self.in_flight += 1;
         let pending = &mut self.pending[slot as usize];
         pending.token = token;
+        pending.node = node;
         pending.left = left;
         pending.outcome = Ok(());
         pending.pin = Some(self.thread.pins.borrow_mut().pin());
@@ -228,11 +319,12 @@ impl Lane {
     fn grow(&mut self) -> u32 {
         self.pending.push(Pending {
             token: 0,
+            node: NodeId(0),
             left: 0,
             outcome: Ok(()),
             pin: None,
             dir: Dir::Read,
-            passed: Vec::new(),
+            passed: Vec::with_capacity(PASSED_MAX),
             graph: None,
         });
         (self.pending.len() - 1) as u32
@@ -242,47 +334,11 @@ impl Lane {
         let io = self.io(node);
         let finished = self.finished.clone();
         let mem = Mem::borrowed(segs);
+        let of = self.tasks_of.enter(node);
         self.in_flight += 1;
         self.tasks.spawn(Box::pin(async move {
+            let _of = of;
             let outcome = io.request(node, Request { kind, span, mem }).await;
-            finished.borrow_mut().push((token, outcome));
-        }));
-    }
-
-    /// Runs work of the caller's own on `node` as a task of this lane; its end comes out with `token`.
-    pub fn spawn<F>(&mut self, node: NodeId, token: u64, work: impl FnOnce(Io) -> F)
-    where
-        F: Future<Output = Outcome> + 'static,
-    {
-        let work = work(self.io(node));
-        self.spawn_task(token, work);
-    }
-
-    /// The same on a generation of the caller's, published or not: opening and closing nodes is done so.
-    pub(crate) fn spawn_on<F>(
-        &mut self,
-        graph: &Arc<Graph>,
-        node: NodeId,
-        token: u64,
-        work: impl FnOnce(Io) -> F,
-    ) where
-        F: Future<Output = Outcome> + 'static,
-    {
-        self.adopt_files(graph);
-        let io = Io {
-            thread: self.thread.clone(),
-            graph: graph.clone(),
-            here: node,
-        };
-        let work = work(io);
-        self.spawn_task(token, work);
-    }
-
-    fn spawn_task(&mut self, token: u64, work: impl Future<Output = Outcome> + 'static) {
-        let finished = self.finished.clone();
-        self.in_flight += 1;
-        self.tasks.spawn(Box::pin(async move {
-            let outcome = work.await;
             finished.borrow_mut().push((token, outcome));
         }));
     }
@@ -290,7 +346,7 @@ impl Lane {
     fn io(&self, node: NodeId) -> Io {
         Io {
             thread: self.thread.clone(),
-            graph: self.graph.clone(),
+            graph: Arc::clone(&self.graph),
             here: node,
         }
     }
@@ -299,8 +355,11 @@ impl Lane {
     /// be had. Not between `begin_batch` and `end_batch`, whose lookups it would leave unpinned. Errors are the ring's own
     /// and final.
     pub fn turn(&mut self, wait: Wait) -> std::io::Result<()> {
+        if self.graph.is_held() {
+            self.look_at_ends();
+        }
         self.tell_time();
-        self.tasks.run();
+        self.run_tasks();
         // What the tasks looked up and found slow is pinned no longer; else one that waits for the grace period would
         // wait for this very thread, asleep below.
         self.thread.pins.borrow_mut().settle();
@@ -310,8 +369,11 @@ impl Lane {
             || self.tasks.can_run();
         let wait = if busy { Wait::Not } else { wait };
         self.thread.ring.borrow_mut().turn(wait, &mut self.done)?;
+        if self.graph.is_held() {
+            self.ends.turned();
+        }
         self.tell_time();
-        self.tasks.run();
+        self.run_tasks();
         Ok(())
     }
 
@@ -330,6 +392,12 @@ impl Lane {
             || !self.finished.borrow().is_empty()
             || self.tasks.can_run()
             || self.thread.ring.has_news()
+    }
+
+    /// True if there is a generation that [`Lane::begin_batch`] would adopt. Whoever silences the ring's bell after that asks
+    /// before the thread sleeps: the bell may have been rung for a generation in between.
+    pub fn is_behind(&self) -> bool {
+        self.current.generation() != self.graph.generation()
     }
 
     /// True if operations were started that only the next turn hands to the kernel.
@@ -391,8 +459,10 @@ impl Lane {
 
     /// Moves to the newest generation; requests in flight stay on theirs.
     fn adopt(&mut self) {
-        self.graph = self.current.get();
+        self.graph = Rc::new(self.current.get());
+        self.ends.forget();
         self.adopt_files(&self.graph);
+        self.spawn_held();
     }
 
     fn adopt_files(&self, graph: &Graph) {

@@ -4,18 +4,23 @@
 //! thread's ring; whatever needs more than a lookup runs as async code (`serve`) and comes back for what lies below.
 #![forbid(unsafe_code)]
 
+pub mod bitmap;
 pub mod blocking;
 pub mod clock;
+pub mod digest;
 pub mod driver;
 pub mod filter;
 pub mod graph;
 pub mod hold;
 pub mod io;
+pub mod job;
 pub mod lane;
 pub mod map;
 pub mod mode;
 pub mod node;
+pub mod notice;
 pub mod pin;
+pub mod report;
 pub mod request;
 pub mod status;
 pub mod tls;

@@ -22,8 +22,8 @@ use ring::FileId;
 
 /// A request in more pieces than this serves.
 pub const PIECES_MAX: usize = 8;
-/// A request through more filters than this serves.
-pub const FILTERS_MAX: usize = 8;
+/// A request through more filters, or written to more parts of nodes with bitmaps, than this serves.
+pub const PASSED_MAX: usize = 8;
 /// A graph deeper than this serves (and `graph::open` refuses to build one).
 pub const DEPTH_MAX: usize = 250;
 
@@ -47,11 +47,11 @@ pub struct Piece {
     pub len: u64,
 }
 
-/// A filter the walk passed, and the span it was asked about (in its own coordinates).
+/// A filter the walk passed, or a node with a bitmap that records, and the span it was asked about (in its own coordinates).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Passed {
-    /// The filter.
-    pub filter: NodeId,
+    /// The node.
+    pub node: NodeId,
     /// What it was asked.
     pub span: Span,
 }
@@ -61,8 +61,9 @@ pub struct Passed {
 pub struct Plan {
     pieces: [Piece; PIECES_MAX],
     piece_count: usize,
-    passed: [Passed; FILTERS_MAX],
+    passed: [Passed; PASSED_MAX],
     passed_count: usize,
+    filter_count: usize,
 }
 
 impl Default for Plan {
@@ -72,14 +73,15 @@ impl Default for Plan {
             len: 0,
         };
         let passed = Passed {
-            filter: NodeId(0),
+            node: NodeId(0),
             span: Span { at: 0, len: 0 },
         };
         Plan {
             pieces: [piece; PIECES_MAX],
             piece_count: 0,
-            passed: [passed; FILTERS_MAX],
+            passed: [passed; PASSED_MAX],
             passed_count: 0,
+            filter_count: 0,
         }
     }
 }
@@ -99,7 +101,7 @@ impl Plan {
         &self.pieces[..self.piece_count]
     }
 
-    /// The filters passed, topmost first.
+    /// The filters and the nodes with bitmaps passed, topmost first.
     pub fn passed(&self) -> &[Passed] {
         &self.passed[..self.passed_count]
     }
@@ -115,23 +117,42 @@ impl Plan {
         self.passed_count += 1;
         Some(())
     }
+
+    fn push_filter(&mut self, passed: Passed) -> Option<()> {
+        self.filter_count += 1;
+        self.push_passed(passed)
+    }
+
+    /// Notes that `node` has to mark its bitmaps: once, for all the pieces that lie together in it.
+    #[cold]
+    fn push_marked(&mut self, node: NodeId, span: Span) -> Option<()> {
+        for known in &mut self.passed[..self.passed_count] {
+            let old = known.span;
+            if known.node == node && old.at <= span.at && span.at <= old.end() {
+                known.span.len = old.end().max(span.end()) - old.at;
+                return Some(());
+            }
+        }
+        self.push_passed(Passed { node, span })
+    }
 }
 
 /// Walks `span` of `top`; the span is not empty and lies within the node.
 pub fn walk(graph: &Graph, top: NodeId, dir: Dir, span: Span, plan: &mut Plan) -> Walk {
     plan.piece_count = 0;
     plan.passed_count = 0;
+    plan.filter_count = 0;
     let Some(start) = pass_filters(graph, top, dir, span, plan) else {
         return Walk::Slow;
     };
-    let on_top = plan.passed_count;
+    let on_top = plan.filter_count;
     let mut rest = span;
     while !rest.is_empty() {
         let Some(piece) = descend(graph, start, dir, rest, plan) else {
             return Walk::Slow;
         };
         // A filter must see a request once and whole: one below a driver passes it in one piece, or it serves.
-        if plan.passed_count > on_top && piece.len != span.len {
+        if plan.filter_count > on_top && piece.len != span.len {
             return Walk::Slow;
         }
         rest = rest.after(piece.len);
@@ -159,13 +180,14 @@ fn pass_filters(
         if (dir == Dir::Write && node.writes_serve()) || !filter.ready(dir, span) {
             return None;
         }
-        plan.push_passed(Passed { filter: id, span })?;
+        plan.push_filter(Passed { node: id, span })?;
         id = node.shape().filtered()?;
     }
     None
 }
 
 /// Finds where the beginning of `span` lives; `None` means slow.
+#[inline]
 fn descend(graph: &Graph, top: NodeId, dir: Dir, mut span: Span, plan: &mut Plan) -> Option<Piece> {
     let mut id = top;
     // Has a layer above asked that the next one decide by itself?
@@ -180,37 +202,44 @@ fn descend(graph: &Graph, top: NodeId, dir: Dir, mut span: Span, plan: &mut Plan
                 if !filter.ready(dir, span) {
                     return None;
                 }
-                plan.push_passed(Passed { filter: id, span })?;
+                plan.push_filter(Passed { node: id, span })?;
                 Role::Filtered
             }
             Body::Driver(driver) => {
-                let answer = driver.map(dir, span);
-                let (to, at, len) = match answer {
+                if dir == Dir::Write && node.bitmaps().is_recording() {
+                    plan.push_marked(id, span)?;
+                }
+                let (to, at, len) = match driver.map(dir, span) {
                     Map::Below { to, .. } if local && to == Role::Cow => return None,
-                    Map::Below { to, at, len } | Map::Local { to, at, len } => (to, at, len),
+                    Map::Below { to, at, len } => {
+                        local = local && to == Role::Filtered;
+                        (to, at, len)
+                    }
+                    Map::Local { to, at, len } => {
+                        local = true;
+                        (to, at, len)
+                    }
                     answer => return piece(answer, dir, span.len),
                 };
-                local = matches!(answer, Map::Local { .. }) || (local && to == Role::Filtered);
-                span = Span {
-                    at,
-                    len: len.min(span.len),
-                };
+                span.at = at;
+                span.len = len.min(span.len);
+                if span.is_empty() {
+                    return None;
+                }
                 to
             }
         };
-        if span.is_empty() {
-            return None;
-        }
-        let child = match node.shape().child(to) {
-            Some(child) => child,
-            None if to == Role::Cow => return piece(Map::Zero { len: span.len }, dir, span.len),
-            None => return None,
+        let asked = span.len;
+        let zeroes = Map::Zero { len: asked };
+        let Some(child) = node.shape().child(to) else {
+            return match to {
+                Role::Cow => piece(zeroes, dir, asked),
+                _ => None,
+            };
         };
-        match within(graph, child, to, span)? {
-            inside if inside.is_empty() => {
-                return piece(Map::Zero { len: span.len }, dir, span.len);
-            }
-            inside => span = inside,
+        span = within(graph, child, to, span)?;
+        if span.is_empty() {
+            return piece(zeroes, dir, asked);
         }
         id = child;
     }
@@ -219,17 +248,19 @@ fn descend(graph: &Graph, top: NodeId, dir: Dir, mut span: Span, plan: &mut Plan
 
 /// What of `span` is within `child`, which is asked for all of it. What a backing file is too short for reads as zeroes; of
 /// another child nobody asks for more than there is, or it has to be served.
+#[inline]
 fn within(graph: &Graph, child: NodeId, to: Role, span: Span) -> Option<Span> {
     if to == Role::Filtered {
         return Some(span);
     }
-    let size = graph.info(child)?.size_bytes;
+    let size = graph.size_bytes(child)?;
     if span.end() <= size {
         return Some(span);
     }
     (to == Role::Cow).then(|| span.first(size.saturating_sub(span.at)))
 }
 
+#[inline]
 fn piece(answer: Map, dir: Dir, len_max: u64) -> Option<Piece> {
     let (place, len) = match answer {
         Map::File { file, at, len } => (Place::File(file, at), len),

@@ -5,6 +5,8 @@
 
 use crate::driver::file::LockError;
 use crate::filter::blkdebug::BlkdebugEvent;
+use crate::graph::name::{Described, Short};
+use crate::graph::open::DriverSpec;
 use crate::graph::perm::Wants;
 use crate::graph::{Edge, Role};
 use crate::io::Io;
@@ -178,6 +180,17 @@ impl FileIdentity {
     }
 }
 
+/// What became of the discards that reached a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Discards {
+    /// Those that were done.
+    pub done: u64,
+    /// Those that failed.
+    pub failed: u64,
+    /// Bytes of those that were done.
+    pub bytes: u64,
+}
+
 /// A node that knows where its bytes live. Copy `driver/null.rs` to begin a new one.
 pub trait Driver: Send + Sync + std::fmt::Debug {
     /// Where `span` lives, for a transfer in direction `dir`. Pure; may always answer `Slow`. `span` is not empty and
@@ -193,6 +206,11 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// Size and limits. A driver that filters a child is not asked once it is in the graph: what the child says counts, and
     /// [`Driver::shown`].
     fn info(&self) -> Info;
+
+    /// The size that [`Driver::info`] tells, by itself: the mapped path asks for nothing else.
+    fn size_bytes(&self) -> u64 {
+        self.info().size_bytes
+    }
 
     /// The parent tells what it is about to do ([`Io::event`]); only blkdebug cares.
     fn event(&self, _event: BlkdebugEvent) {}
@@ -217,6 +235,11 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
         above
     }
 
+    /// The same while it has no users at all.
+    fn wants_unused(&self, edge: &Edge) -> Wants {
+        self.wants(edge, Wants::NOTHING)
+    }
+
     /// Its users now need and share this: tell other processes, or say why it may not be. Called on the control thread.
     fn permit(&self, _wants: Wants) -> Result<(), LockError> {
         Ok(())
@@ -230,6 +253,11 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// How its files wish to be driven; of no meaning for a node without files.
     fn engine(&self) -> Engine {
         Engine::Any
+    }
+
+    /// What there is to say about its name. `kind` is the node's `driver=`: some drivers have several names.
+    fn described(&self, _kind: &str) -> Described {
+        Described::plainly(Short::Storage)
     }
 
     /// The file it is, for a node that is one.
@@ -251,8 +279,50 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// Of no meaning for a node that waits for nobody but this machine.
     fn cancel(&self) {}
 
+    /// Nobody wants to wait any longer for a server to come back: requests that do end with an error; others are left alone.
+    fn hurry(&self) {}
+
+    /// The layer down to which nobody may take the chain below it apart, by name.
+    fn frozen_until(&self) -> Option<&str> {
+        None
+    }
+
+    /// A node that is no child and that its requests use all the same: whoever waits for what is under way there waits for them.
+    fn uses_besides(&self) -> Option<NodeId> {
+        None
+    }
+
+    /// Could it be written to, if it were to be?
+    fn writable(&self) -> bool {
+        true
+    }
+
+    /// Some of the options in `spec`, which is of its own kind, are new to it: takes over those that it looks at anew for
+    /// every request. Nothing of its own is in flight then.
+    fn adjust(&self, _spec: &DriverSpec) {}
+
+    /// The file, for what only files have.
+    fn as_file(&self) -> Option<&crate::driver::file::FileDriver> {
+        None
+    }
+
+    /// What became of discards, for a node that counts them.
+    fn discards(&self) -> Option<Discards> {
+        None
+    }
+
+    /// What it is, for what only copy-on-read does.
+    fn as_copy_on_read(&self) -> Option<&crate::filter::copy_on_read::CopyOnRead> {
+        None
+    }
+
     /// The image, for what only qcow2 has.
     fn as_qcow2(&self) -> Option<&crate::driver::qcow2::Qcow2> {
+        None
+    }
+
+    /// The filter, for whoever reads the snapshot it keeps.
+    fn as_copy_before_write(&self) -> Option<&crate::filter::copy_before_write::CopyBeforeWrite> {
         None
     }
 
@@ -270,9 +340,29 @@ pub trait Filter: Send + Sync + std::fmt::Debug {
     /// Makes it so. An error refuses the request.
     fn before<'a>(&'a self, io: &'a Io, dir: Dir, span: Span) -> Local<'a, Outcome>;
 
+    /// What there is to say about its name.
+    fn described(&self) -> Described {
+        Described::plainly(Short::None)
+    }
+
     /// Once, when it passes.
     fn begin(&self, dir: Dir, span: Span);
 
     /// Once, after it is done and before anybody is told.
     fn end(&self, dir: Dir, span: Span, outcome: Outcome);
+
+    /// What it needs and shares of what it filters when its own users ask for `above`; the same unless it says otherwise.
+    fn wants(&self, above: Wants) -> Wants {
+        above
+    }
+
+    /// The layer down to which nobody may take the chain below it apart, by name.
+    fn frozen_until(&self) -> Option<&str> {
+        None
+    }
+
+    /// The throttle group it belongs to, for a filter that throttles.
+    fn throttle_group(&self) -> Option<&std::sync::Arc<crate::filter::throttle::Group>> {
+        None
+    }
 }

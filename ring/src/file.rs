@@ -5,7 +5,7 @@
 
 use crate::op::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Names a file in a process; never reused while the file is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -51,6 +51,7 @@ pub struct File {
     align: Align,
     syncs: Syncs,
     lost: AtomicBool,
+    written_end_bytes: AtomicU64,
 }
 
 impl File {
@@ -66,6 +67,21 @@ impl File {
             },
             syncs: Syncs::Asked,
             lost: AtomicBool::new(false),
+            written_end_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// Where the highest write that was begun so far ends; 0 if there was none.
+    pub fn written_end_bytes(&self) -> u64 {
+        self.written_end_bytes.load(Ordering::Relaxed)
+    }
+
+    /// A write that ends there begins. A line of the cache that all threads read, and write only while the file grows.
+    #[inline]
+    pub(crate) fn writes_to(&self, end_bytes: u64) {
+        if end_bytes > self.written_end_bytes.load(Ordering::Relaxed) {
+            self.written_end_bytes
+                .fetch_max(end_bytes, Ordering::Relaxed);
         }
     }
 

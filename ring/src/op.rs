@@ -106,6 +106,18 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// Where it ends, if it writes: data of `len_bytes`, or zeroes.
+    #[inline]
+    pub(crate) fn written_end(&self, len_bytes: usize) -> Option<u64> {
+        match *self {
+            Op::Write { at, .. } => Some(at.saturating_add(len_bytes as u64)),
+            Op::Zero { at, len_bytes, .. } => Some(at.saturating_add(len_bytes)),
+            _ => None,
+        }
+    }
+}
+
 /// An errno value from the kernel (or of its kind); shown as the system's own text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub i32);
@@ -123,6 +135,8 @@ impl Errno {
     pub const NOMEM: Errno = Errno(libc::ENOMEM);
     /// A request that makes no sense here.
     pub const INVAL: Errno = Errno(libc::EINVAL);
+    /// Not permitted.
+    pub const PERM: Errno = Errno(libc::EPERM);
     /// Write to something read-only.
     pub const RDONLY: Errno = Errno(libc::EROFS);
 }

@@ -3,6 +3,7 @@
 //! The rule to know: `start` returns when the daemon says it is ready, and `stop` is the only good end:
 //! a daemon that is merely dropped is killed.
 
+use crate::qmp::Qmp;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use std::ffi::OsString;
@@ -21,6 +22,8 @@ const READY_LIMIT: Duration = Duration::from_secs(20);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 /// How often the pid file of a daemon that cannot notify is looked for.
 const PID_FILE_INTERVAL: Duration = Duration::from_millis(10);
+/// The monitor's socket in the daemon's directory.
+const MONITOR: &str = "qmp.sock";
 /// `/proc/PID/stat` counts in these; Linux fixes USER_HZ at 100 on every architecture we build for.
 const TICKS_PER_SECOND: u64 = 100;
 
@@ -207,6 +210,20 @@ impl Daemon {
         Daemon::start(kind, &arguments, sockets, directory)
     }
 
+    /// Runs with a monitor and these arguments, in which `DIR` stands for a directory of its own; [`Daemon::qmp`] connects.
+    ///
+    /// # Errors
+    /// As [`Daemon::serve`].
+    pub fn with_monitor(kind: Kind, arguments: &[&str]) -> io::Result<Daemon> {
+        let directory = tempfile::tempdir()?;
+        let place = directory.path().display().to_string();
+        let chardev = format!("socket,id=monitor,path={place}/{MONITOR},server=on,wait=off");
+        let mut words: Vec<OsString> = vec!["--chardev".into(), chardev.into()];
+        words.extend(["--monitor".into(), "chardev=monitor".into()]);
+        words.extend(arguments.iter().map(|a| a.replace("DIR", &place).into()));
+        Daemon::start(kind, &words, Vec::new(), directory)
+    }
+
     fn start(
         kind: Kind,
         arguments: &[OsString],
@@ -254,6 +271,19 @@ impl Daemon {
         &self.sockets[index]
     }
 
+    /// A directory of its own, which goes with it.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A client of its monitor.
+    ///
+    /// # Errors
+    /// As [`Qmp::connect`].
+    pub fn qmp(&self) -> io::Result<Qmp> {
+        Qmp::connect(&self.directory().join(MONITOR))
+    }
+
     /// The process.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -284,12 +314,24 @@ impl Daemon {
     /// `TimedOut` where it does not end; `Other` for an exit code other than 0.
     pub fn stop(mut self) -> io::Result<String> {
         kill_process(Pid::from_child(&self.child), Signal::TERM)?;
+        self.end("SIGTERM")
+    }
+
+    /// Waits for the end that `quit` asked for, and returns what it wrote to its standard error.
+    ///
+    /// # Errors
+    /// As [`Daemon::stop`].
+    pub fn ended(&mut self) -> io::Result<String> {
+        self.end("quit")
+    }
+
+    fn end(&mut self, cause: &str) -> io::Result<String> {
         if !self.ended_within(STOP_LIMIT)? {
-            return Err(self.failure(io::ErrorKind::TimedOut, "ignored SIGTERM"));
+            return Err(self.failure(io::ErrorKind::TimedOut, &format!("ignored {cause}")));
         }
         let status = self.child.wait()?;
         if !status.success() {
-            let what = format!("ended with {status} on SIGTERM");
+            let what = format!("ended with {status} on {cause}");
             return Err(self.failure(io::ErrorKind::Other, &what));
         }
         Ok(self.stderr())

@@ -7,4 +7,6 @@ pub mod client;
 pub mod daemon;
 pub mod disk_file;
 pub mod guest;
+pub mod operator;
 pub mod qemu_img;
+pub mod qmp;

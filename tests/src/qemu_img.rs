@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::path::Path;
 use std::process::Command;
 
 /// Runs `qemu-img` and returns what it printed.
@@ -22,6 +23,52 @@ pub fn qemu_io(words: impl IntoIterator<Item = impl AsRef<OsStr>>) -> io::Result
         true => Err(io::Error::other(format!("qemu-io: {said}"))),
         false => Ok(said),
     }
+}
+
+/// Makes a qcow2 image.
+///
+/// # Panics
+/// Where it cannot.
+pub fn create(path: &Path, size_bytes: u64) {
+    let size = size_bytes.to_string();
+    let words = ["create", "-q", "-f", "qcow2"].map(OsStr::new);
+    let words = words
+        .into_iter()
+        .chain([path.as_os_str(), OsStr::new(&size)]);
+    qemu_img(words).expect("an image");
+}
+
+/// Makes a qcow2 image on top of another, as large.
+///
+/// # Panics
+/// Where it cannot.
+pub fn create_on(path: &Path, below: &Path) {
+    let words = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"].map(OsStr::new);
+    let words = words
+        .into_iter()
+        .chain([below.as_os_str(), path.as_os_str()]);
+    qemu_img(words).expect("an image");
+}
+
+/// The image has neither errors nor leaks.
+///
+/// # Panics
+/// Where it has.
+pub fn check(path: &Path) {
+    let words = ["check", "-q", "-f", "qcow2"].map(OsStr::new);
+    qemu_img(words.into_iter().chain([path.as_os_str()])).expect("a sound image");
+}
+
+/// What a guest of a chain would read.
+///
+/// # Panics
+/// Where it cannot be read.
+pub fn flat(path: &Path) -> Vec<u8> {
+    let raw = path.with_extension("flat");
+    let words = ["convert", "-f", "qcow2", "-O", "raw"].map(OsStr::new);
+    let words = words.into_iter().chain([path.as_os_str(), raw.as_os_str()]);
+    qemu_img(words).expect("converted");
+    std::fs::read(&raw).expect("read")
 }
 
 fn run(program: &str, words: impl IntoIterator<Item = impl AsRef<OsStr>>) -> io::Result<String> {

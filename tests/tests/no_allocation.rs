@@ -18,7 +18,7 @@ use blockgraph::graph::open::{
 };
 use blockgraph::node::Engine;
 use ring::{Choice, Ring};
-use tests::client::thread::{Desk, desk};
+use tests::client::thread::{Desk, desk_with_bitmaps};
 
 struct Counting;
 
@@ -218,6 +218,8 @@ fn a_mapped_request_allocates_nothing_after_warm_up() {
     raw.as_file().set_len(64 << 20).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let (qcow2, chain) = images(dir.path());
+    let marked = dir.path().join("marked").to_str().unwrap().to_owned();
+    create(&["-o", "preallocation=metadata", &marked, "64M"]);
     let nodes = [
         ("null", null(Reads::Untouched), Mix::Both),
         ("null, zeroes", null(Reads::Zeroes), Mix::Both),
@@ -240,8 +242,18 @@ fn a_mapped_request_allocates_nothing_after_warm_up() {
         ("a qcow2 image", qcow2, Mix::Both),
         ("a qcow2 image and its backing file", chain, Mix::Reads),
     ];
-    for (name, node, mix) in nodes {
-        let mut desk = desk(Choice::Uring(None), node);
+    let plain = nodes.map(|(name, node, mix)| (name, node, mix, 0));
+    let marked = [
+        ("a file with bitmaps", file(raw.path()), Mix::Both, 8),
+        (
+            "an image with bitmaps",
+            image(&marked, Backing::Nothing),
+            Mix::Both,
+            8,
+        ),
+    ];
+    for (name, node, mix, bitmaps) in plain.into_iter().chain(marked) {
+        let mut desk = desk_with_bitmaps(Choice::Uring(None), node, bitmaps);
         desk.start();
         batches(&mut desk, 20, mix);
         let counted = allocations(|| batches(&mut desk, 100, mix));

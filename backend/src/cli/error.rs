@@ -1,5 +1,6 @@
 //! Why an option cannot be taken, in QEMU's words: scripts compare them, so a text here changes only when QEMU's does.
 
+use std::fmt::Display;
 use thiserror::Error;
 
 /// Why a step cannot be taken. Shown after the words the user wrote.
@@ -17,25 +18,25 @@ impl Refusal {
         }
     }
 
-    pub(super) fn missing(parameter: &str) -> Self {
+    pub(crate) fn missing(parameter: impl Display) -> Self {
         Self::new(format!("Parameter '{parameter}' is missing"))
     }
 
-    pub(super) fn unexpected(parameter: &str) -> Self {
+    pub(crate) fn unexpected(parameter: impl Display) -> Self {
         Self::new(format!("Parameter '{parameter}' is unexpected"))
     }
 
-    pub(super) fn expects(parameter: &str, what: &str) -> Self {
+    pub(crate) fn expects(parameter: impl Display, what: &str) -> Self {
         Self::new(format!("Parameter '{parameter}' expects {what}"))
     }
 
-    pub(super) fn wrong_type(parameter: &str, expected: &str) -> Self {
+    pub(crate) fn wrong_type(parameter: impl Display, expected: &str) -> Self {
         Self::new(format!(
             "Invalid parameter type for '{parameter}', expected: {expected}"
         ))
     }
 
-    pub(super) fn wrong_value(parameter: &str, value: &str) -> Self {
+    pub(crate) fn wrong_value(parameter: impl Display, value: &str) -> Self {
         Self::new(format!(
             "Parameter '{parameter}' does not accept value '{value}'"
         ))
@@ -48,7 +49,7 @@ impl Refusal {
     }
 
     /// What QEMU has and we do not: said, never ignored.
-    pub(super) fn unsupported(what: impl std::fmt::Display) -> Self {
+    pub(super) fn unsupported(what: impl Display) -> Self {
         Self::new(format!("{what} is not supported by this version"))
     }
 }

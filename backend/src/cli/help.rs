@@ -1,7 +1,12 @@
 //! What `--help`, `--version`, `--object help` and `--print-capabilities` print.
 
+use crate::qapi;
+use crate::qapi::tables::objects::{OBJECT_OPTIONS, OBJECT_TYPE};
+
 /// The QEMU release whose options, messages and monitor this program follows.
 pub const QEMU_VERSION: &str = "10.0.2";
+/// The same in numbers.
+pub const QEMU_VERSION_TRIPLE: [u32; 3] = [10, 0, 2];
 
 /// `-V`: the first line has the program and its version where scripts look for them in QSD's.
 pub(super) fn version() -> String {
@@ -17,32 +22,23 @@ pub(super) fn capabilities() -> String {
         .to_owned()
 }
 
-/// `--object help`, `--object TYPE,help`.
+/// `--object help`, `--object TYPE,help`: what the table says, in QSD's order.
 pub(super) fn objects(kind: Option<&str>) -> String {
-    match kind {
-        Some("iothread") => "iothread options:\n  poll-max-ns=<int>\n".to_owned(),
-        Some("tls-creds-x509") => TLS_CREDS_X509.to_owned(),
-        Some("throttle-group") => throttle_group(),
-        _ => "List of user creatable objects:\n  iothread\n  throttle-group\n  tls-creds-x509\n"
-            .to_owned(),
-    }
-}
-
-const TLS_CREDS_X509: &str = "tls-creds-x509 options:\n  dir=<string>\n  endpoint=<client|server>\n  \
-    sanity-check=<bool>\n  verify-peer=<bool>\n";
-
-fn throttle_group() -> String {
-    let rates = ["bps-read", "bps-total", "bps-write"];
-    let more = ["iops-total", "iops-write"];
-    let rate = |name: &&str| {
-        format!("  x-{name}-max-length=<int>\n  x-{name}-max=<int>\n  x-{name}=<int>\n")
+    let made_with = kind.and_then(|kind| Some((kind, OBJECT_OPTIONS.case(kind)?)));
+    let (title, mut lines): (String, Vec<String>) = match made_with {
+        Some((kind, object)) => {
+            let members = object.members.iter();
+            let line = |m: &qapi::Member| format!("  {}=<{}>\n", m.name, m.ty.qom_name());
+            (format!("{kind} options:\n"), members.map(line).collect())
+        }
+        None => {
+            let types = OBJECT_TYPE.values.iter();
+            let title = "List of user creatable objects:\n".to_owned();
+            (title, types.map(|name| format!("  {name}\n")).collect())
+        }
     };
-    let bps: String = rates.iter().map(rate).collect();
-    let iops_read = rate(&"iops-read");
-    let iops: String = more.iter().map(rate).collect();
-    format!(
-        "throttle-group options:\n  limits=<ThrottleLimits>\n{bps}{iops_read}  x-iops-size=<int>\n{iops}"
-    )
+    lines.sort_unstable();
+    title + &lines.concat()
 }
 
 /// `-h`
@@ -53,6 +49,7 @@ pub(super) fn usage() -> String {
 const USAGE: &str = "\
 Usage: virtioblkd [options]
        virtioblkd --blk-file <path> --socket-path <path> [--read-only]
+       virtioblkd graph --qmp <socket> [--format text|dot|svg]
 Serves disks to virtual machines over vhost-user.
 
 One disk, one front end (the vhost-user backend program conventions):
@@ -87,6 +84,12 @@ argument may also be a JSON object:
                          [,x-snapshot=<id or name>]
                          [,x-image-names=paths|any][,x-probe-backing=on|off]
     copy-on-read         file=<node>|file.driver=...[,bottom=<node>]
+    copy-before-write    file=<node>|file.driver=...
+                         ,target=<node>|target.driver=...
+                         [,bitmap.node=<node>,bitmap.name=<bitmap>]
+                         [,on-cbw-error=break-guest-write|break-snapshot]
+                         [,cbw-timeout=<seconds>][,min-cluster-size=<n>]
+    snapshot-access      file=<node>|file.driver=...
     throttle             throttle-group=<id>,file=<node>|file.driver=...
     compress             file=<node>|file.driver=...
     preallocate          file=<node>|file.driver=...[,prealloc-align=<n>]
@@ -105,6 +108,7 @@ argument may also be a JSON object:
            addr.type=unix,addr.path=<socket-path>
            [,writable=on|off][,writethrough=on|off][,serial=<text>]
            [,logical-block-size=<n>][,num-queues=<n>]
+           [,require-safe-del=on|off]
            [,iothread=<id>][,fixed-iothread=on|off]
            addr.type=fd,addr.str=<N>            a listening socket
            addr.type=connected-fd,addr.str=<N>  a connected one
@@ -116,7 +120,9 @@ argument may also be a JSON object:
                [,x-send-timeout=<seconds>]          for replies left unread
   --export [type=]nbd,id=<id>,node-name=<N>[,name=<name>][,description=<text>]
            [,writable=on|off][,writethrough=on|off][,allocation-depth=on|off]
-  --object iothread,id=<id>[,poll-max-ns=<n>]
+           [,bitmaps.<i>=<name>|,bitmaps.<i>.node=<N>,bitmaps.<i>.name=<name>]...
+           [,iothread=<id>][,fixed-iothread=on|off]
+  --object iothread,id=<id>[,poll-max-ns=<n>][,poll-grow=<n>][,poll-shrink=<n>]
   --object tls-creds-x509,id=<id>,dir=<path>,endpoint=server|client
            [,verify-peer=on|off][,sanity-check=on|off]
   --object throttle-group,id=<id>[,limits.iops-total=<n>]

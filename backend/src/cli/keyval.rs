@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::error::Refusal;
 
 /// The deepest nesting of an argument, in either form. QEMU allows 1024 in JSON; nothing real comes near this.
-pub(super) const DEPTH_MAX: usize = 64;
+pub(crate) const DEPTH_MAX: usize = 64;
 /// The longest fragment of a dotted key, in bytes.
 const FRAGMENT_LEN_MAX_BYTES: usize = 127;
 
@@ -84,7 +84,7 @@ fn split_parameter<'a>(text: &'a str, implied: Option<&'a str>) -> (Parameter<'a
 }
 
 /// A value up to its comma, `,,` undone, and what comes after.
-fn split_value(text: &str) -> (String, &str) {
+pub(super) fn split_value(text: &str) -> (String, &str) {
     let mut value = String::new();
     let mut rest = text;
     loop {

@@ -3,6 +3,8 @@
 //! The one rule: a value of these types has passed every check that needs no execution. What is left for the executor is what depends on the
 //! world: files, sockets, nodes that exist or do not, identifiers already taken.
 
+mod chardev;
+mod create;
 mod filters;
 mod nbd;
 mod nbd_client;
@@ -11,10 +13,14 @@ mod qcow2;
 use std::path::PathBuf;
 
 use super::error::Refusal;
+use super::visit::Spelling;
+pub use chardev::*;
+pub use create::*;
 pub use filters::*;
 pub use nbd::*;
 pub use nbd_client::*;
 pub use qcow2::*;
+use serde_json::{Map, Value};
 
 /// The whole command line, once help, version and wrong options are out of the way.
 #[derive(Debug)]
@@ -44,6 +50,8 @@ pub enum Daemonize {
 pub struct Step {
     /// The option and its argument as written (`--blockdev driver=file,…`): the prefix of every message about this step.
     pub origin: String,
+    /// For stderr, before it is done or refused.
+    pub warnings: Vec<String>,
     /// What to do, or why it cannot be done.
     pub command: Result<Command, Refusal>,
 }
@@ -59,6 +67,10 @@ pub enum Command {
     Export(ExportOptions),
     /// `--nbd-server`
     NbdServer(NbdServerOptions),
+    /// `--chardev`
+    Chardev(ChardevOptions),
+    /// `--monitor`
+    Monitor(MonitorOptions),
     /// `--object help`: print this on stdout and end with success, whatever was done before.
     ShowHelp(String),
 }
@@ -81,6 +93,10 @@ pub struct IothreadOptions {
     pub id: String,
     /// How long a thread may poll before it sleeps; 0 turns polling off.
     pub poll_max_ns: u64,
+    /// What that time is multiplied with while polling pays; 0: the program's choice.
+    pub poll_grow: u64,
+    /// What it is divided by when polling does not pay; 0: polling ends at once.
+    pub poll_shrink: u64,
 }
 
 /// `--blockdev`, and every inline child.
@@ -92,6 +108,42 @@ pub struct BlockdevOptions {
     pub common: NodeCommon,
     /// What this driver has.
     pub driver: DriverOptions,
+    /// The same as it was given, inline children included.
+    pub given: Given,
+}
+
+/// Options as they were given: what was said and what was not.
+#[derive(Debug, Clone)]
+pub struct Given {
+    /// How leaves are spelled.
+    pub spelling: Spelling,
+    /// What was said.
+    pub members: Map<String, Value>,
+}
+
+/// Two ways to say the same are no difference.
+impl PartialEq for Given {
+    fn eq(&self, _: &Given) -> bool {
+        true
+    }
+}
+
+impl Eq for Given {}
+
+impl Given {
+    /// Nothing was said: somebody else wrote the options down.
+    pub fn nothing() -> Given {
+        Given {
+            spelling: Spelling::Json,
+            members: Map::new(),
+        }
+    }
+
+    /// Was that option said? `file.driver` is `driver` of the inline child `file`, and that child itself.
+    pub fn says(&self, option: &str) -> bool {
+        let first = option.split('.').next().unwrap_or(option);
+        self.members.contains_key(first)
+    }
 }
 
 /// Options of every node. An inline child has inherited what it did not say.
@@ -103,6 +155,8 @@ pub struct NodeCommon {
     pub cache_direct: bool,
     /// `cache.no-flush`: flushes are not passed to the kernel.
     pub cache_no_flush: bool,
+    /// `active`: off for an image that another process has.
+    pub active: bool,
     /// `read-only`
     pub read_only: bool,
     /// `auto-read-only`: open read-only where writing is not permitted.
@@ -152,6 +206,10 @@ pub enum DriverOptions {
     Qcow2(Box<Qcow2Options>),
     /// `copy-on-read`: what is read from below is kept.
     CopyOnRead(CopyOnReadOptions),
+    /// `copy-before-write`: what guests replace is copied first.
+    CopyBeforeWrite(CopyBeforeWriteOptions),
+    /// `snapshot-access`: what such a filter keeps.
+    SnapshotAccess(SnapshotAccessOptions),
     /// `throttle`: not more than a group's limits.
     Throttle(ThrottleOptions),
     /// `compress`: writes are stored compressed.
@@ -219,6 +277,13 @@ pub struct NullOptions {
     pub read_zeroes: bool,
 }
 
+/// `snapshot-access`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotAccessOptions {
+    /// The filter that keeps the snapshot.
+    pub file: ChildRef,
+}
+
 /// `x-delay`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DelayOptions {
@@ -239,6 +304,8 @@ impl DriverOptions {
             Self::Raw(raw) => (Some(&raw.file), [None, None]),
             Self::Delay(delay) => (Some(&delay.file), [None, None]),
             Self::CopyOnRead(filter) => (Some(&filter.file), [None, None]),
+            Self::CopyBeforeWrite(filter) => (Some(&filter.file), [Some(&filter.target), None]),
+            Self::SnapshotAccess(snapshot) => (Some(&snapshot.file), [None, None]),
             Self::Throttle(filter) => (Some(&filter.file), [None, None]),
             Self::Compress(filter) => (Some(&filter.file), [None, None]),
             Self::Preallocate(filter) => (Some(&filter.file), [None, None]),
@@ -252,6 +319,41 @@ impl DriverOptions {
             }
         };
         first.into_iter().chain(more.into_iter().flatten())
+    }
+}
+
+impl DriverOptions {
+    /// Every child that is there, with the name of its option.
+    pub fn named_children(&mut self) -> Vec<(&'static str, &mut ChildRef)> {
+        match self {
+            Self::File(_) | Self::HostDevice(_) | Self::NullCo(_) | Self::NullAio(_) => Vec::new(),
+            Self::Nbd(_) => Vec::new(),
+            Self::Raw(raw) => vec![("file", &mut raw.file)],
+            Self::Delay(delay) => vec![("file", &mut delay.file)],
+            Self::CopyOnRead(filter) => vec![("file", &mut filter.file)],
+            Self::CopyBeforeWrite(filter) => {
+                vec![("file", &mut filter.file), ("target", &mut filter.target)]
+            }
+            Self::SnapshotAccess(snapshot) => vec![("file", &mut snapshot.file)],
+            Self::Throttle(filter) => vec![("file", &mut filter.file)],
+            Self::Compress(filter) => vec![("file", &mut filter.file)],
+            Self::Preallocate(filter) => vec![("file", &mut filter.file)],
+            Self::Blkdebug(filter) => vec![("image", &mut filter.image)],
+            Self::Qcow2(image) => {
+                let Qcow2Options {
+                    file,
+                    backing,
+                    data_file,
+                    ..
+                } = &mut **image;
+                let mut children = vec![("file", file)];
+                if let Backing::Child(child) = backing {
+                    children.push(("backing", child));
+                }
+                children.extend(data_file.as_mut().map(|data| ("data-file", data)));
+                children
+            }
+        }
     }
 }
 
@@ -277,6 +379,8 @@ pub struct ExportOptions {
     pub writethrough: bool,
     /// `iothread`: the queues run on that thread; `None`: one thread per started queue.
     pub iothread: Option<String>,
+    /// `allow-inactive`: goes on while its node is inactive.
+    pub allow_inactive: bool,
     /// `fixed-iothread`: failing to use `iothread` is an error.
     pub fixed_iothread: bool,
     /// What this type of export has.
@@ -303,6 +407,8 @@ pub struct VhostUserBlkOptions {
     pub num_queues: u16,
     /// What GET_ID answers; `None`: the export's id.
     pub serial: Option<String>,
+    /// `require-safe-del`, our own: whether a front end that is connected is a reason not to delete it in mode `safe`.
+    pub require_safe_del: bool,
 }
 
 /// `num-queues` when not given: QEMU's front end asks for one per vCPU and fails when there are fewer.

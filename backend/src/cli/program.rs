@@ -13,7 +13,7 @@ use super::error::Refusal;
 use super::getopt::{Name, Word};
 use super::options::{
     BlockdevOptions, Command, Discard, DriverOptions, ExportAddress, ExportKind, ExportOptions,
-    FileOptions, Locking, NUM_QUEUES_DEFAULT, NodeCommon, Step, VhostUserBlkOptions,
+    FileOptions, Given, Locking, NUM_QUEUES_DEFAULT, NodeCommon, Step, VhostUserBlkOptions,
 };
 use super::schema_export::UNIX_PATH_LEN_BYTES;
 
@@ -106,10 +106,12 @@ impl Program {
         let (addr, addr_origin) = self.address(activated)?;
         let notice = self.check_format(file)?;
         let node = Step {
+            warnings: Vec::new(),
             origin: file.origin.clone(),
             command: Ok(Command::Blockdev(self.node(Path::new(&file.value)))),
         };
         let export = Step {
+            warnings: Vec::new(),
             origin: addr_origin,
             command: Ok(Command::Export(self.export(addr))),
         };
@@ -189,6 +191,7 @@ impl Program {
                 true => DriverOptions::HostDevice(file),
                 false => DriverOptions::File(file),
             },
+            given: Given::nothing(),
         }
     }
 
@@ -197,6 +200,7 @@ impl Program {
             id: NODE_NAME.to_owned(),
             node_name: NODE_NAME.to_owned(),
             writable: !self.read_only,
+            allow_inactive: false,
             writethrough: false,
             iothread: None,
             fixed_iothread: false,
@@ -205,6 +209,7 @@ impl Program {
                 logical_block_size_bytes: None,
                 num_queues: NUM_QUEUES_DEFAULT,
                 serial: None,
+                require_safe_del: false,
             }),
         }
     }

@@ -1,14 +1,23 @@
 //! Numbers and sizes as QEMU reads them from text: C's prefixes for integers, binary suffixes for sizes.
 
+/// on or off, in the words that QEMU takes for them.
+pub(crate) fn boolean(text: &str) -> Option<bool> {
+    match text {
+        "on" | "yes" | "true" | "y" => Some(true),
+        "off" | "no" | "false" | "n" => Some(false),
+        _ => None,
+    }
+}
+
 /// A signed integer: white space, sign, decimal or `0x` or octal.
-pub(super) fn int64(text: &str) -> Option<i64> {
+pub(crate) fn int64(text: &str) -> Option<i64> {
     let (negative, magnitude) = integer(text)?;
     let value = i128::from(magnitude);
     i64::try_from(if negative { -value } else { value }).ok()
 }
 
 /// An unsigned integer. A negative one wraps, as C's strtoull does and QEMU's options have always done: the range checks that follow refuse it.
-pub(super) fn uint64(text: &str) -> Option<u64> {
+pub(crate) fn uint64(text: &str) -> Option<u64> {
     let (negative, magnitude) = integer(text)?;
     Some(match negative {
         true => magnitude.wrapping_neg(),
@@ -17,7 +26,7 @@ pub(super) fn uint64(text: &str) -> Option<u64> {
 }
 
 /// A size in bytes: decimal with an optional fraction and a suffix out of `b k M G T P E` in either case, or hexadecimal without a suffix.
-pub(super) fn size(text: &str) -> Option<u64> {
+pub(crate) fn size(text: &str) -> Option<u64> {
     let text = text.trim_start_matches(SPACE);
     if let Some(digits) = strip_hex(text) {
         return digits_value(digits, 16);

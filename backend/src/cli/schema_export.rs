@@ -17,29 +17,21 @@ const SERIAL_LEN_MAX_BYTES: usize = 20;
 enum Type {
     VhostUserBlk,
     Nbd,
-    Unsupported(&'static str),
 }
 
-const TYPES: &[(&str, Type)] = &[
-    ("vhost-user-blk", Type::VhostUserBlk),
-    ("nbd", Type::Nbd),
-    ("fuse", Type::Unsupported("fuse")),
-    ("vduse-blk", Type::Unsupported("vduse-blk")),
-];
+const TYPES: &[(&str, Type)] = &[("vhost-user-blk", Type::VhostUserBlk), ("nbd", Type::Nbd)];
 
 #[derive(Clone, Copy)]
-pub(super) enum Socket {
+enum Socket {
     Inet,
     Unix,
-    Vsock,
     Fd,
     ConnectedFd,
 }
 
-pub(super) const SOCKETS: &[(&str, Socket)] = &[
+const SOCKETS: &[(&str, Socket)] = &[
     ("inet", Socket::Inet),
     ("unix", Socket::Unix),
-    ("vsock", Socket::Vsock),
     ("fd", Socket::Fd),
     ("connected-fd", Socket::ConnectedFd),
 ];
@@ -63,15 +55,13 @@ pub fn export(mut o: Object) -> Result<ExportOptions, Refusal> {
     let writable = o.boolean("writable")?.unwrap_or(false);
     let writethrough = o.boolean("writethrough")?.unwrap_or(false);
     let allow_inactive = o.boolean("allow-inactive")?.unwrap_or(false);
-    later.check(!allow_inactive, || {
+    let takes_inactive = matches!(kind, Type::Nbd);
+    later.check(!allow_inactive || takes_inactive, || {
         Refusal::new("Export type does not support inactive exports")
     });
     let kind = match kind {
         Type::VhostUserBlk => ExportKind::VhostUserBlk(vhost_user_blk(&mut o, &mut later)?),
         Type::Nbd => ExportKind::Nbd(super::schema_nbd::nbd_export(&mut o, &mut later)?),
-        Type::Unsupported(name) => {
-            return Err(Refusal::unsupported(format_args!("export type '{name}'")));
-        }
     };
     o.finish()?;
     later.into_result()?;
@@ -82,6 +72,7 @@ pub fn export(mut o: Object) -> Result<ExportOptions, Refusal> {
         writethrough,
         iothread,
         fixed_iothread,
+        allow_inactive,
         kind,
     })
 }
@@ -109,12 +100,14 @@ fn vhost_user_blk(o: &mut Object, later: &mut Later) -> Result<VhostUserBlkOptio
             "serial must not be longer than {SERIAL_LEN_MAX_BYTES} bytes"
         ))
     });
+    let require_safe_del = o.boolean("require-safe-del")?.unwrap_or(false);
     later.merge(later_addr);
     Ok(VhostUserBlkOptions {
         addr,
         logical_block_size_bytes: logical_block_size_bytes.flatten(),
         num_queues,
         serial,
+        require_safe_del,
     })
 }
 
@@ -129,14 +122,13 @@ fn logical_block_size(bytes: u64, later: &mut Later) -> Option<u32> {
 
 fn address(mut o: Object, later: &mut Later) -> Result<ExportAddress, Refusal> {
     let Some(socket) = o.word("type", SOCKETS)? else {
-        return Err(Refusal::missing(&o.full_name("type")));
+        return Err(Refusal::missing(o.full_name("type")));
     };
     let address = match socket {
         Socket::Unix => ExportAddress::Unix(unix_path(&mut o, later)?),
         Socket::Fd => ExportAddress::ListeningFd(fd(&mut o, later)?),
         Socket::ConnectedFd => ExportAddress::ConnectedFd(fd(&mut o, later)?),
-        Socket::Inet => internet(&mut o, "host", later)?,
-        Socket::Vsock => internet(&mut o, "cid", later)?,
+        Socket::Inet => internet(&mut o, later)?,
     };
     o.finish()?;
     Ok(address)
@@ -145,11 +137,6 @@ fn address(mut o: Object, later: &mut Later) -> Result<ExportAddress, Refusal> {
 /// The path of a socket to be bound.
 pub(super) fn unix_path(o: &mut Object, later: &mut Later) -> Result<PathBuf, Refusal> {
     let path = o.required_string("path")?;
-    let in_abstract = o.boolean("abstract")?.unwrap_or(false);
-    later.check(!in_abstract, || Refusal::unsupported("'addr.abstract=on'"));
-    // Only says how abstract names are padded.
-    let tight = o.boolean("tight")?.unwrap_or(true);
-    later.check(tight, || Refusal::unsupported("'addr.tight=off'"));
     // QEMU binds a made-up name then and tells nobody.
     later.check(!path.is_empty(), || {
         Refusal::new("'addr.path' must not be empty")
@@ -180,9 +167,8 @@ pub(super) fn fd(o: &mut Object, later: &mut Later) -> Result<i32, Refusal> {
 }
 
 /// Addresses that QEMU can spell and no vhost-user server can have: always refused, once read.
-fn internet(o: &mut Object, first: &str, later: &mut Later) -> Result<ExportAddress, Refusal> {
-    o.required_string(first)?;
-    o.required_string("port")?;
+fn internet(o: &mut Object, later: &mut Later) -> Result<ExportAddress, Refusal> {
+    super::schema_nbd::inet(o, &mut Later::default())?;
     later.check(false, || {
         Refusal::new("Only socket address types 'unix' and 'fd' are supported")
     });

@@ -2,12 +2,12 @@
 
 use super::error::{Later, Refusal};
 use super::options::{
-    InetAddress, NBD_CONNECTIONS_MAX_DEFAULT, NBD_HANDSHAKE_MAX_S_DEFAULT,
+    BitmapRef, InetAddress, NBD_CONNECTIONS_MAX_DEFAULT, NBD_HANDSHAKE_MAX_S_DEFAULT,
     NBD_SEND_TIMEOUT_S_DEFAULT, NbdAddress, NbdOptions, NbdServerOptions, TlsCredsX509Options,
     TlsEndpoint,
 };
-use super::schema_export::{self, Socket};
-use super::visit::Object;
+use super::schema_export;
+use super::visit::{NameOrObject, Object};
 
 /// Names and descriptions are strings of the protocol, which have at most so many bytes (NBD proto.md, "Values").
 const STRING_BYTES_MAX: usize = 4096;
@@ -16,14 +16,26 @@ const STRING_BYTES_MAX: usize = 4096;
 ///
 /// # Errors
 /// What cannot be taken, in QEMU's words.
-pub fn nbd_server(mut o: Object) -> Result<NbdServerOptions, Refusal> {
+pub fn nbd_server(o: Object) -> Result<NbdServerOptions, Refusal> {
+    server(o, address)
+}
+
+/// Reads `nbd-server-start`, whose address is spelled in the old way.
+///
+/// # Errors
+/// What cannot be taken, in QEMU's words.
+pub fn nbd_server_start(o: Object) -> Result<NbdServerOptions, Refusal> {
+    server(o, legacy_address)
+}
+
+type ReadAddress = fn(Object, &mut Later) -> Result<NbdAddress, Refusal>;
+
+fn server(mut o: Object, read_address: ReadAddress) -> Result<NbdServerOptions, Refusal> {
     let mut later = Later::default();
     let handshake_max_s = o.uint32("handshake-max-seconds")?;
     let tls_creds = o.string("tls-creds")?;
-    let tls_authz = o.string("tls-authz")?;
-    later.check(tls_authz.is_none(), || Refusal::unsupported("'tls-authz'"));
     let max_connections = o.uint32("max-connections")?;
-    let addr = address(o.required_object("addr")?, &mut later)?;
+    let addr = read_address(o.required_object("addr")?, &mut later)?;
     let send_timeout_s = o.uint32("x-send-timeout")?;
     later.check(send_timeout_s != Some(0), || {
         Refusal::new("x-send-timeout must be greater than 0")
@@ -39,24 +51,49 @@ pub fn nbd_server(mut o: Object) -> Result<NbdServerOptions, Refusal> {
     })
 }
 
+/// Where clients can knock.
+const SOCKETS: &[(&str, Socket)] = &[
+    ("inet", Socket::Inet),
+    ("unix", Socket::Unix),
+    ("fd", Socket::Fd),
+];
+
+#[derive(Clone, Copy)]
+enum Socket {
+    Inet,
+    Unix,
+    Fd,
+}
+
+fn socket_type(o: &mut Object) -> Result<Socket, Refusal> {
+    let socket = o.word("type", SOCKETS)?;
+    socket.ok_or_else(|| Refusal::missing(o.full_name("type")))
+}
+
 fn address(mut o: Object, later: &mut Later) -> Result<NbdAddress, Refusal> {
-    let Some(socket) = o.word("type", schema_export::SOCKETS)? else {
-        return Err(Refusal::missing(&o.full_name("type")));
-    };
+    let socket = socket_type(&mut o)?;
+    address_of(socket, o, later)
+}
+
+/// The same with everything but the type in a box of its own.
+fn legacy_address(mut o: Object, later: &mut Later) -> Result<NbdAddress, Refusal> {
+    let socket = socket_type(&mut o)?;
+    let data = o.required_object("data")?;
+    o.finish()?;
+    address_of(socket, data, later)
+}
+
+fn address_of(socket: Socket, mut o: Object, later: &mut Later) -> Result<NbdAddress, Refusal> {
     let address = match socket {
         Socket::Unix => NbdAddress::Unix(schema_export::unix_path(&mut o, later)?),
         Socket::Fd => NbdAddress::ListeningFd(schema_export::fd(&mut o, later)?),
         Socket::Inet => NbdAddress::Inet(inet(&mut o, later)?),
-        Socket::Vsock => {
-            return Err(Refusal::unsupported("address type 'vsock'"));
-        }
-        Socket::ConnectedFd => return Err(Refusal::wrong_value("type", "connected-fd")),
     };
     o.finish()?;
     Ok(address)
 }
 
-fn inet(o: &mut Object, later: &mut Later) -> Result<InetAddress, Refusal> {
+pub(super) fn inet(o: &mut Object, later: &mut Later) -> Result<InetAddress, Refusal> {
     let host = o.required_string("host")?;
     let port = o.required_string("port")?;
     let numeric = o.boolean("numeric")?.unwrap_or(false);
@@ -64,8 +101,6 @@ fn inet(o: &mut Object, later: &mut Later) -> Result<InetAddress, Refusal> {
     let ipv4 = o.boolean("ipv4")?;
     let ipv6 = o.boolean("ipv6")?;
     let keep_alive = o.boolean("keep-alive")?.unwrap_or(false);
-    let mptcp = o.boolean("mptcp")?.unwrap_or(false);
-    later.check(!mptcp, || Refusal::unsupported("'addr.mptcp=on'"));
     later.check(ipv4 != Some(false) || ipv6 != Some(false), || {
         Refusal::new("Cannot disable IPv4 and IPv6 at same time")
     });
@@ -84,9 +119,7 @@ fn inet(o: &mut Object, later: &mut Later) -> Result<InetAddress, Refusal> {
 pub(super) fn nbd_export(o: &mut Object, later: &mut Later) -> Result<NbdOptions, Refusal> {
     let name = o.string("name")?;
     let description = o.string("description")?;
-    if o.has("bitmaps") {
-        return Err(Refusal::unsupported("'bitmaps'"));
-    }
+    let bitmaps = bitmap_refs(o, "bitmaps")?.unwrap_or_default();
     let allocation_depth = o.boolean("allocation-depth")?.unwrap_or(false);
     let fits = |text: &Option<String>| text.as_ref().is_none_or(|t| t.len() <= STRING_BYTES_MAX);
     later.check(fits(&name), || {
@@ -100,8 +133,26 @@ pub(super) fn nbd_export(o: &mut Object, later: &mut Later) -> Result<NbdOptions
     Ok(NbdOptions {
         name,
         description,
+        bitmaps,
         allocation_depth,
     })
+}
+
+/// A list of bitmaps.
+pub(crate) fn bitmap_refs(o: &mut Object, name: &str) -> Result<Option<Vec<BitmapRef>>, Refusal> {
+    let Some(members) = o.names_or_objects(name, "BlockDirtyBitmapOrStr")? else {
+        return Ok(None);
+    };
+    let refs = members.into_iter().map(|member| match member {
+        NameOrObject::Name(name) => Ok(BitmapRef { node: None, name }),
+        NameOrObject::Object(mut o) => {
+            let node = Some(o.required_string("node")?);
+            let name = o.required_string("name")?;
+            o.finish()?;
+            Ok(BitmapRef { node, name })
+        }
+    });
+    refs.collect::<Result<_, _>>().map(Some)
 }
 
 /// What `--object tls-creds-x509` has.
@@ -120,11 +171,7 @@ pub(super) fn tls_creds_x509(
         ("server", TlsEndpoint::Server),
     ];
     let endpoint = o.word("endpoint", &words)?;
-    let priority = o.string("priority")?;
-    later.check(priority.is_none(), || Refusal::unsupported("'priority'"));
     let sanity_check = o.boolean("sanity-check")?.unwrap_or(true);
-    let password = o.string("passwordid")?;
-    later.check(password.is_none(), || Refusal::unsupported("'passwordid'"));
     Ok(TlsCredsX509Options {
         id,
         dir: dir.unwrap_or_default().into(),

@@ -4,36 +4,21 @@ use super::error::{Later, Refusal};
 use super::options::{
     IothreadOptions, ObjectOptions, ThrottleGroupOptions, ThrottleLimits, ThrottleRate,
 };
-use super::schema_node::refuse_unless_default;
 use super::visit::Object;
 
 /// How long a thread may poll unless told otherwise: longer than QEMU's 32768, so that it covers a read of a fast disk.
 pub const POLL_MAX_NS_DEFAULT: u64 = 100_000;
-/// QEMU's default for `thread-pool-max`.
-const THREAD_POOL_MAX_DEFAULT: i64 = 64;
 
 #[derive(Clone, Copy)]
 enum Type {
     Iothread,
     ThrottleGroup,
     TlsCredsX509,
-    Unsupported(&'static str),
 }
 
-/// What a storage daemon can make of QEMU's object types.
 const TYPES: &[(&str, Type)] = &[
-    ("authz-list", Type::Unsupported("authz-list")),
-    ("authz-list-file", Type::Unsupported("authz-list-file")),
-    ("authz-simple", Type::Unsupported("authz-simple")),
     ("iothread", Type::Iothread),
-    ("main-loop", Type::Unsupported("main-loop")),
-    ("pr-manager-helper", Type::Unsupported("pr-manager-helper")),
-    ("secret", Type::Unsupported("secret")),
-    ("secret_keyring", Type::Unsupported("secret_keyring")),
-    ("thread-context", Type::Unsupported("thread-context")),
     ("throttle-group", Type::ThrottleGroup),
-    ("tls-creds-anon", Type::Unsupported("tls-creds-anon")),
-    ("tls-creds-psk", Type::Unsupported("tls-creds-psk")),
     ("tls-creds-x509", Type::TlsCredsX509),
 ];
 
@@ -56,14 +41,11 @@ pub fn object(mut o: Object) -> Result<ObjectOptions, Refusal> {
     let options = match kind {
         Type::Iothread => ObjectOptions::Iothread(iothread(&mut o, id, &mut later)?),
         Type::ThrottleGroup => {
-            let limits = throttle_limits(&mut o, &mut later)?;
+            let limits = group_limits(&mut o, &mut later)?;
             ObjectOptions::ThrottleGroup(ThrottleGroupOptions { id, limits })
         }
         Type::TlsCredsX509 => {
             ObjectOptions::TlsCredsX509(super::schema_nbd::tls_creds_x509(&mut o, id, &mut later)?)
-        }
-        Type::Unsupported(name) => {
-            return Err(Refusal::unsupported(format_args!("object type '{name}'")));
         }
     };
     o.finish()?;
@@ -72,31 +54,24 @@ pub fn object(mut o: Object) -> Result<ObjectOptions, Refusal> {
 }
 
 fn iothread(o: &mut Object, id: String, later: &mut Later) -> Result<IothreadOptions, Refusal> {
-    tuning(o, "aio-max-batch", later)?;
-    refuse_unless_default(o, "thread-pool-min", later)?;
-    let pool_max = o.int64("thread-pool-max")?;
-    later.check(
-        pool_max.is_none_or(|max| max == THREAD_POOL_MAX_DEFAULT),
-        || Refusal::unsupported("'thread-pool-max' other than 64"),
-    );
-    let poll_max_ns = o.int64("poll-max-ns")?;
-    check_range("poll-max-ns", poll_max_ns.unwrap_or(0), later);
-    tuning(o, "poll-grow", later)?;
-    tuning(o, "poll-shrink", later)?;
+    let [poll_max_ns, poll_grow, poll_shrink] = ["poll-max-ns", "poll-grow", "poll-shrink"]
+        .map(|name| poll_parameter(name, o.int64(name), later));
     Ok(IothreadOptions {
         id,
-        poll_max_ns: poll_max_ns.map_or(POLL_MAX_NS_DEFAULT, i64::unsigned_abs),
+        poll_max_ns: poll_max_ns?.unwrap_or(POLL_MAX_NS_DEFAULT),
+        poll_grow: poll_grow?.unwrap_or(0),
+        poll_shrink: poll_shrink?.unwrap_or(0),
     })
 }
 
-/// How QEMU's loop adapts, which ours does in its own way.
-fn tuning(o: &mut Object, name: &str, later: &mut Later) -> Result<(), Refusal> {
-    let value = o.int64(name)?.unwrap_or(0);
-    check_range(name, value, later);
-    later.check(value == 0, || {
-        Refusal::unsupported(format_args!("'{name}' other than 0"))
-    });
-    Ok(())
+fn poll_parameter(
+    name: &str,
+    value: Result<Option<i64>, Refusal>,
+    later: &mut Later,
+) -> Result<Option<u64>, Refusal> {
+    let value = value?;
+    check_range(name, value.unwrap_or(0), later);
+    Ok(value.map(i64::unsigned_abs))
 }
 
 fn check_range(name: &str, value: i64, later: &mut Later) {
@@ -106,23 +81,33 @@ fn check_range(name: &str, value: i64, later: &mut Later) {
 }
 
 /// `limits`, then the older members that begin with `x-`.
-fn throttle_limits(o: &mut Object, later: &mut Later) -> Result<ThrottleLimits, Refusal> {
-    let mut limits = ThrottleLimits::default();
-    if let Some(mut newer) = o.object("limits")? {
-        for (kind, rate) in rates(&mut limits) {
-            for (part, value) in parts(rate) {
-                new_limit(&mut newer, &format!("{kind}{part}"), value)?;
-            }
-        }
-        new_limit(&mut newer, "iops-size", &mut limits.iops_size_bytes)?;
-        newer.finish()?;
-    }
+fn group_limits(o: &mut Object, later: &mut Later) -> Result<ThrottleLimits, Refusal> {
+    let mut limits = match o.object("limits")? {
+        Some(newer) => throttle_limits(newer)?,
+        None => ThrottleLimits::default(),
+    };
     for (kind, rate) in rates(&mut limits) {
         for (part, value) in parts(rate) {
             old_limit(o, &format!("x-{kind}{part}"), value, later)?;
         }
     }
     old_limit(o, "x-iops-size", &mut limits.iops_size_bytes, later)?;
+    Ok(limits)
+}
+
+/// Reads a group's `limits`.
+///
+/// # Errors
+/// What cannot be taken, in QEMU's words.
+pub fn throttle_limits(mut o: Object) -> Result<ThrottleLimits, Refusal> {
+    let mut limits = ThrottleLimits::default();
+    for (kind, rate) in rates(&mut limits) {
+        for (part, value) in parts(rate) {
+            new_limit(&mut o, &format!("{kind}{part}"), value)?;
+        }
+    }
+    new_limit(&mut o, "iops-size", &mut limits.iops_size_bytes)?;
+    o.finish()?;
     Ok(limits)
 }
 

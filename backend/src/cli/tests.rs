@@ -2,6 +2,7 @@
 
 mod nbd;
 mod nodes;
+mod tables;
 
 use super::*;
 use std::path::{Path, PathBuf};
@@ -57,6 +58,7 @@ fn both_forms_of_a_node_mean_the_same() {
             discard: Discard::Unmap,
             cache_direct: true,
             cache_no_flush: false,
+            active: true,
             read_only: false,
             auto_read_only: false,
             force_share: false,
@@ -67,6 +69,7 @@ fn both_forms_of_a_node_mean_the_same() {
             aio: Some(Aio::Native),
             locking: Locking::Off,
         }),
+        given: Given::nothing(),
     };
     assert_eq!(keyval, expected);
 }
@@ -88,6 +91,7 @@ fn an_inline_child_inherits_its_parents_rights_and_cache_mode() {
         discard: Discard::Unmap,
         cache_direct: true,
         cache_no_flush: false,
+        active: true,
         read_only: true,
         auto_read_only: false,
         force_share: true,
@@ -121,6 +125,7 @@ fn exports_have_their_defaults() {
         id: "e".to_owned(),
         node_name: "n".to_owned(),
         writable: false,
+        allow_inactive: false,
         writethrough: false,
         iothread: None,
         fixed_iothread: false,
@@ -129,6 +134,7 @@ fn exports_have_their_defaults() {
             logical_block_size_bytes: None,
             num_queues: 16,
             serial: None,
+            require_safe_del: false,
         }),
     };
     assert_eq!(options, expected);
@@ -232,6 +238,8 @@ fn steps_keep_their_order_and_a_wrong_one_does_not_hide_those_before_it() {
     let iothread = IothreadOptions {
         id: "i".to_owned(),
         poll_max_ns: 0,
+        poll_grow: 0,
+        poll_shrink: 0,
     };
     let first = invocation.steps[0].command.clone();
     assert_eq!(

@@ -5,7 +5,7 @@ use crate::cli::{
     POLL_MAX_NS_DEFAULT,
 };
 use crate::process::error_text;
-use crate::queue::{Team, WorkerOptions};
+use crate::queue::{Polling, Team, WorkerOptions};
 use blockgraph::graph::Body;
 use blockgraph::node::Engine;
 use blockgraph::pin::Epochs;
@@ -67,7 +67,8 @@ pub(super) fn check_engines(options: &BlockdevOptions) -> Result<(), String> {
 pub(super) struct Teams {
     current: Arc<Current>,
     epochs: Arc<Epochs>,
-    iothreads: BTreeMap<String, IothreadOptions>,
+    /// How the threads of each may poll; changed while they run.
+    iothreads: BTreeMap<String, Arc<Polling>>,
     teams: BTreeMap<(Option<String>, Wish), Arc<Team>>,
     warned: bool,
 }
@@ -87,20 +88,29 @@ impl Teams {
         &self.epochs
     }
 
-    pub(super) fn has_iothread(&self, id: &str) -> bool {
-        self.iothreads.contains_key(id)
+    /// How an iothread may poll, if there is one of that id.
+    pub(super) fn iothread(&self, id: &str) -> Option<&Arc<Polling>> {
+        self.iothreads.get(id)
     }
 
-    /// Errors: the id is taken.
-    pub(super) fn add_iothread(&mut self, options: IothreadOptions) -> Result<(), String> {
-        let id = options.id.clone();
-        if self.iothreads.contains_key(&id) {
-            return Err(format!(
-                "attempt to add duplicate property '{id}' to object (type 'container')"
-            ));
-        }
-        self.iothreads.insert(id, options);
-        Ok(())
+    /// Every iothread's id.
+    pub(super) fn iothreads(&self) -> impl Iterator<Item = &str> {
+        self.iothreads.keys().map(String::as_str)
+    }
+
+    /// The id is known to be free.
+    pub(super) fn add_iothread(&mut self, options: IothreadOptions) {
+        let polling = Polling::up_to(options.poll_max_ns);
+        polling.set_grow(options.poll_grow);
+        polling.set_shrink(options.poll_shrink);
+        self.iothreads.insert(options.id, Arc::new(polling));
+    }
+
+    /// Ends the threads of an iothread that nobody uses.
+    pub(super) fn remove_iothread(&mut self, id: &str) {
+        self.iothreads.remove(id);
+        self.teams
+            .retain(|(iothread, _), _| iothread.as_deref() != Some(id));
     }
 
     /// The team of an iothread, or the one that has a thread per CPU. Errors: no such iothread.
@@ -109,22 +119,23 @@ impl Teams {
         if let Some(team) = self.teams.get(&key) {
             return Ok(team.clone());
         }
-        let (name, threads_max, poll_max_ns) = match iothread {
+        let (name, threads_max, polling) = match iothread {
             Some(id) => {
-                let options = self.iothreads.get(id);
-                let options = options.ok_or_else(|| format!("iothread \"{id}\" not found"))?;
-                (id.to_owned(), 1, options.poll_max_ns)
+                let polling = self.iothreads.get(id);
+                let polling = polling.ok_or_else(|| format!("iothread \"{id}\" not found"))?;
+                (id.to_owned(), 1, polling.clone())
             }
             None => {
                 let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-                ("queue".to_owned(), cpus, POLL_MAX_NS_DEFAULT)
+                let polling = Arc::new(Polling::up_to(POLL_MAX_NS_DEFAULT));
+                ("queue".to_owned(), cpus, polling)
             }
         };
         let options = WorkerOptions {
             current: self.current.clone(),
             epochs: self.epochs.clone(),
             engine: self.engine(wish),
-            poll_max_ns,
+            polling,
             mode: Mode::Fast,
         };
         let team = Arc::new(Team::new(&name, threads_max, options));

@@ -1,52 +1,66 @@
 //! Executes commands one by one, in the order given, each wholly or not at all.
 
-use super::engines::{self, Teams, check_engines};
+use super::edits::Edits;
+use super::engines::{Teams, check_engines};
+use super::exports::{Export, ExportKey};
+use super::jobs::Jobs;
+use super::monitors::Monitors;
 use super::nbd::Nbd;
-use super::sockets::{self, BoundPath};
-use crate::cli::{
-    BlockdevOptions, ChildRef, Command, DriverOptions, ExportKind, ExportOptions, NbdServerAt,
-    ObjectOptions,
-};
-use crate::export::VhostUserBlk;
+use super::removal::Leaving;
+use crate::cli::{BlockdevOptions, ChildRef, Command, DriverOptions, NbdServerAt};
 use crate::open;
 use crate::process::connected_stream;
-use crate::queue::Crew;
 use crate::vhost::DoorEvent;
-use crate::virtio_blk::{Cache, Disk, DiskOptions};
-use blockgraph::graph::perm::{Attachment, Perms, Wants, attach};
-use blockgraph::graph::{Access, Control, DiscardPolicy};
-use blockgraph::{Current, Graph, NodeId};
+use blockgraph::graph::{Control, FdSets};
+use blockgraph::{Current, NodeId};
 use ring::inherited::Inherited;
 use ring::{Bell, Choice};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// An export that exists.
-#[derive(Debug)]
-pub(super) struct Export {
-    pub(super) id: String,
-    pub(super) blk: VhostUserBlk,
-    /// Its socket, if we bound it; gone when this is.
-    pub(super) path: Option<BoundPath>,
-    _attachment: Attachment,
-}
-
 /// What doors have to say, for the control thread.
 #[derive(Debug)]
 pub(super) struct News {
-    events: Mutex<VecDeque<(String, DoorEvent)>>,
+    events: Mutex<VecDeque<(ExportKey, DoorEvent)>>,
+    notes: Mutex<VecDeque<Note>>,
     pub(super) bell: Bell,
 }
 
+/// What a thread has seen.
+#[derive(Debug)]
+pub(super) enum Note {
+    /// A write went beyond a node's threshold.
+    Threshold {
+        /// Its name.
+        node: String,
+        /// Where the threshold was.
+        at_bytes: u64,
+        /// How far beyond it.
+        exceeded_bytes: u64,
+    },
+}
+
 impl News {
-    fn push(&self, export: &str, event: DoorEvent) {
+    pub(super) fn push(&self, export: ExportKey, event: DoorEvent) {
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        events.push_back((export.to_owned(), event));
+        events.push_back((export, event));
         drop(events);
         self.bell.ring();
     }
 
-    pub(super) fn pop(&self) -> Option<(String, DoorEvent)> {
+    pub(super) fn note(&self, note: Note) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        notes.push_back(note);
+        drop(notes);
+        self.bell.ring();
+    }
+
+    pub(super) fn next_note(&self) -> Option<Note> {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        notes.pop_front()
+    }
+
+    pub(super) fn pop(&self) -> Option<(ExportKey, DoorEvent)> {
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         events.pop_front()
     }
@@ -58,16 +72,28 @@ pub struct Daemon {
     pub(super) current: Arc<Current>,
     pub(super) teams: Teams,
     pub(super) control: Control,
+    /// In the order in which they were made.
     pub(super) exports: Vec<Export>,
+    /// What is on its way out.
+    pub(super) leaving: Vec<Leaving>,
     pub(super) news: Arc<News>,
     pub(super) nbd: Nbd,
     pub(super) inherited: Inherited,
+    pub(super) jobs: Jobs,
+    /// Rings when a node has something to say.
+    pub(super) noticed: Bell,
+    pub(super) monitors: Monitors,
+    pub(super) edits: Edits,
+    /// Somebody said `quit`.
+    pub(super) quitting: bool,
 }
 
 impl Daemon {
     /// A daemon that serves nothing yet. Errors: out of descriptors.
     pub fn new(inherited: Inherited) -> std::io::Result<Daemon> {
         let current = Arc::<Current>::default();
+        let noticed = Bell::new()?;
+        current.get().notices().listen(noticed.clone());
         let teams = Teams::new(current.clone());
         // Threads, not io_uring: opening and closing nodes is no reason to set up a ring, and they are never refused.
         let control = Control::new(current.clone(), teams.epochs().clone(), Choice::Threads)?;
@@ -76,69 +102,66 @@ impl Daemon {
             control,
             current,
             exports: Vec::new(),
+            leaving: Vec::new(),
             news: Arc::new(News {
                 events: Mutex::default(),
+                notes: Mutex::default(),
                 bell: Bell::new()?,
             }),
             nbd: Nbd::default(),
             inherited,
+            jobs: Jobs::new()?,
+            noticed,
+            monitors: Monitors::default(),
+            edits: Edits::default(),
+            quitting: false,
         })
     }
 
     /// Executes one command. Errors: in QSD's words; nothing has changed then.
     pub fn execute(&mut self, command: Command) -> Result<(), String> {
         match command {
-            Command::Object(ObjectOptions::Iothread(options)) => {
-                self.check_object_id(&options.id)?;
-                self.teams.add_iothread(options)
-            }
-            Command::Object(ObjectOptions::TlsCredsX509(options)) => self.add_tls_creds(options),
-            Command::Object(ObjectOptions::ThrottleGroup(options)) => {
-                self.check_object_id(&options.id)?;
-                let limits = open::throttle_limits(&options.limits);
-                let graph = self.current.get();
-                let added = graph.throttle_groups().add(&options.id, limits);
-                added.map(drop).map_err(|error| error.to_string())
-            }
+            Command::Object(options) => self.add_object(options),
             Command::Blockdev(options) => self.add_node(options),
             Command::Export(options) => self.add_export(options),
             Command::NbdServer(options) => self.start_nbd_server(options),
+            Command::Chardev(options) => self.add_chardev(options),
+            Command::Monitor(options) => self.add_monitor(options),
             // Printing is the caller's; nothing here has a terminal.
             Command::ShowHelp(_) => Ok(()),
         }
     }
 
-    /// Is there an object of that id, of whatever type?
-    pub(super) fn has_object(&self, id: &str) -> bool {
-        let groups = self.current.get();
-        let is_group = groups.throttle_groups().get(id).is_ok();
-        is_group || self.teams.has_iothread(id) || self.nbd.has_creds(id)
-    }
-
-    /// Errors: the id is taken.
-    pub(super) fn check_object_id(&self, id: &str) -> Result<(), String> {
-        match self.has_object(id) {
-            true => Err(format!(
-                "attempt to add duplicate property '{id}' to object (type 'container')"
-            )),
-            false => Ok(()),
-        }
+    /// Descriptors that clients passed.
+    pub(crate) fn fdsets(&mut self) -> &mut FdSets {
+        &mut self.control.resources.fd_sets
     }
 
     fn add_node(&mut self, options: BlockdevOptions) -> Result<(), String> {
+        self.open_node(options).map(drop)
+    }
+
+    /// Opens a node; its id and its name, which is a generated one if none was asked for.
+    pub(super) fn open_node(
+        &mut self,
+        options: BlockdevOptions,
+    ) -> Result<(NodeId, String), String> {
         check_engines(&options)?;
         self.offer_sockets(&options)?;
+        let given = options.clone();
         let opened = blockgraph::graph::open::open(
             &self.current,
             open::node_spec(options).map_err(|e| e.to_string())?,
             &mut self.control,
         );
-        opened.map_err(|e| open::open_refusal(&e).to_string())?;
-        Ok(())
+        let (id, graph) = opened.map_err(|e| open::open_refusal(&e).to_string())?;
+        let name = graph.node(id).map(|node| node.name().to_owned());
+        self.remember(id, given);
+        Ok((id, name.unwrap_or_default()))
     }
 
     /// Inherited sockets that nodes ask for by number. Errors: in QSD's words.
-    fn offer_sockets(&mut self, options: &BlockdevOptions) -> Result<(), String> {
+    pub(super) fn offer_sockets(&mut self, options: &BlockdevOptions) -> Result<(), String> {
         if let DriverOptions::Nbd(nbd) = &options.driver
             && let NbdServerAt::ConnectedFd(fd) = nbd.server
         {
@@ -151,75 +174,5 @@ impl Daemon {
             }
         }
         Ok(())
-    }
-
-    fn add_export(&mut self, options: ExportOptions) -> Result<(), String> {
-        let taken = self.exports.iter().any(|export| export.id == options.id);
-        if taken || self.nbd.has_export(&options.id) {
-            return Err(format!(
-                "Block export id '{}' is already in use",
-                options.id
-            ));
-        }
-        let name = &options.node_name;
-        let graph = self.current.get();
-        let node = graph
-            .find(name)
-            .ok_or_else(|| format!("Cannot find device='' nor node-name='{name}'"))?;
-        let kind = match &options.kind {
-            ExportKind::VhostUserBlk(kind) => kind,
-            ExportKind::Nbd(kind) => return self.add_nbd_export(&options, kind, node),
-        };
-        let attachment = self.attach(&graph, node, options.writable)?;
-        let wish = engines::wish(&graph, node);
-        let team = self.teams.team(options.iothread.as_deref(), wish)?;
-        let info = graph.info(node).ok_or("the node has no size")?;
-        let common = graph.node(node).map(|node| node.common());
-        let disk = Arc::new(Disk::new(&DiskOptions {
-            node,
-            info,
-            writable: options.writable,
-            cache: match options.writethrough {
-                true => Cache::WriteThrough,
-                false => Cache::WriteBack,
-            },
-            logical_block_bytes: kind.logical_block_size_bytes,
-            serial: kind.serial.clone().unwrap_or_else(|| options.id.clone()),
-            queues: kind.num_queues,
-            may_unmap: common.is_some_and(|c| c.discard == DiscardPolicy::Unmap),
-        }));
-        let (socket, path) = sockets::open(&kind.addr, &mut self.inherited)?;
-        let crew = Crew::new(team, disk.clone());
-        let blk = VhostUserBlk::new(socket, disk, crew, self.events(&options.id))
-            .map_err(|error| format!("{error}: {}", error.0))?;
-        self.exports.push(Export {
-            id: options.id,
-            blk,
-            path,
-            _attachment: attachment,
-        });
-        Ok(())
-    }
-
-    /// An export reads, and writes if it may, and lets everybody else do as they like.
-    fn attach(&self, graph: &Graph, node: NodeId, writable: bool) -> Result<Attachment, String> {
-        let access = graph.node(node).map(|node| node.common().access);
-        if writable && access == Some(Access::ReadOnly) {
-            return Err("Cannot export read-only node as writable".to_owned());
-        }
-        let wants = Wants {
-            needs: if writable {
-                Perms::READ_WRITE
-            } else {
-                Perms::READ
-            },
-            shares: Perms::ALL,
-        };
-        attach(&self.current, node, wants, None).map_err(|e| open::perm_refusal(&e).to_string())
-    }
-
-    fn events(&self, id: &str) -> crate::vhost::Events {
-        let (news, id) = (self.news.clone(), id.to_owned());
-        Arc::new(move |event| news.push(&id, event))
     }
 }

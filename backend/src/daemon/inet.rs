@@ -13,20 +13,26 @@ use std::os::fd::OwnedFd;
 /// Clients that may wait to be let in.
 const BACKLOG: i32 = 128;
 
-/// Listens. Errors: in QSD's words.
-pub(super) fn listen(address: &InetAddress) -> Result<Vec<OwnedFd>, String> {
+/// Where to connect to, one after the other. Errors: in QSD's words.
+pub(super) fn targets(address: &InetAddress) -> Result<Vec<SocketAddr>, String> {
     let (host, port) = (&address.host, &address.port);
     let unresolved = |why: String| format!("address resolution failed for {host}:{port}: {why}");
-    let Ok(first) = port.parse::<u16>() else {
+    let Ok(port) = port.parse::<u16>() else {
         return Err(unresolved(
             "Servname not supported for ai_socktype".to_owned(),
         ));
     };
     let hosts = resolve(address).map_err(|error| unresolved(lookup_text(&error)))?;
+    let wanted = hosts.into_iter().filter(|host| wanted(address, host));
+    Ok(wanted.map(|host| SocketAddr::new(host, port)).collect())
+}
+
+/// Listens. Errors: in QSD's words.
+pub(super) fn listen(address: &InetAddress) -> Result<Vec<OwnedFd>, String> {
     let mut listeners = Vec::new();
     let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for host in hosts.into_iter().filter(|host| wanted(address, host)) {
-        match first_free(host, first, address) {
+    for target in targets(address)? {
+        match first_free(target, address) {
             Ok(listener) => listeners.push(listener),
             Err(error) => failure = error,
         }
@@ -68,7 +74,8 @@ fn wanted(address: &InetAddress, host: &IpAddr) -> bool {
     this.unwrap_or(other != Some(true))
 }
 
-fn first_free(host: IpAddr, first: u16, address: &InetAddress) -> io::Result<OwnedFd> {
+fn first_free(first: SocketAddr, address: &InetAddress) -> io::Result<OwnedFd> {
+    let (host, first) = (first.ip(), first.port());
     let mut port = first;
     loop {
         match listen_at(SocketAddr::new(host, port), address.keep_alive) {

@@ -1,15 +1,18 @@
 //! The NBD server as the daemon has it: at most one, with exports by id, and credentials by id beside it.
 
+use super::bitmaps;
 use super::engines;
 use super::executor::Daemon;
+use super::exports::{Export, ExportKey, Served, Shows};
 use super::sockets::{self, BoundPath};
 use crate::cli::{ExportOptions, NbdOptions, NbdServerOptions, TlsCredsX509Options, TlsEndpoint};
 use crate::export::nbd::{
-    AllocationDepth, NbdExportOptions, NbdServer, NbdServerOptions as Server, Writes,
+    AllocationDepth, NbdExportOptions, NbdServer, NbdServerOptions as Server, Runs, Writes,
 };
 use crate::open;
+use crate::stats::ExportStats;
 use blockgraph::graph::Access;
-use blockgraph::graph::perm::{Attachment, Perms, Wants, attach};
+use blockgraph::graph::perm::{Attachment, Idle, Perms, Wants, attach_idle};
 use blockgraph::tls::{Endpoint, SanityCheck, TlsCreds, TlsOptions, VerifyPeer};
 use blockgraph::{Graph, NodeId};
 use ring::Durability;
@@ -21,8 +24,14 @@ use std::time::Duration;
 #[derive(Debug, Default)]
 pub(super) struct Nbd {
     running: Option<Running>,
-    exports: Vec<NbdExport>,
-    creds: BTreeMap<String, Arc<TlsCreds>>,
+    creds: BTreeMap<String, Creds>,
+}
+
+/// Credentials, and what they were asked for with.
+#[derive(Debug)]
+pub(super) struct Creds {
+    pub(super) options: TlsCredsX509Options,
+    creds: Arc<TlsCreds>,
 }
 
 /// The server.
@@ -33,38 +42,47 @@ pub(super) struct Running {
     pub(super) path: Option<BoundPath>,
 }
 
-/// An export of it.
-#[derive(Debug)]
-struct NbdExport {
-    id: String,
-    _attachment: Attachment,
-}
-
 impl Nbd {
     /// The server, if there is one.
-    pub(super) fn running(&mut self) -> Option<&mut Running> {
+    pub(super) fn running(&self) -> Option<&Running> {
+        self.running.as_ref()
+    }
+
+    /// The same, to be changed.
+    pub(super) fn running_mut(&mut self) -> Option<&mut Running> {
         self.running.as_mut()
+    }
+
+    /// The server, which is over with that.
+    pub(super) fn take(&mut self) -> Option<Running> {
+        self.running.take()
     }
 
     pub(super) fn is_running(&self) -> bool {
         self.running.is_some()
     }
 
-    pub(super) fn has_export(&self, id: &str) -> bool {
-        self.exports.iter().any(|export| export.id == id)
+    /// Credentials of that id, if there are any.
+    pub(super) fn creds(&self, id: &str) -> Option<&Creds> {
+        self.creds.get(id)
     }
 
-    pub(super) fn has_creds(&self, id: &str) -> bool {
-        self.creds.contains_key(id)
+    /// All credentials' ids.
+    pub(super) fn creds_ids(&self) -> impl Iterator<Item = &str> {
+        self.creds.keys().map(String::as_str)
+    }
+
+    /// Forgets credentials; whoever has them keeps them.
+    pub(super) fn remove_creds(&mut self, id: &str) {
+        self.creds.remove(id);
     }
 }
 
 impl Daemon {
-    /// Errors: the id is taken; what is wrong with the files, in QEMU's words.
+    /// The id is known to be free. Errors: what is wrong with the files, in QEMU's words.
     pub(super) fn add_tls_creds(&mut self, options: TlsCredsX509Options) -> Result<(), String> {
-        self.check_object_id(&options.id)?;
         let creds = TlsCreds::load(&TlsOptions {
-            dir: options.dir,
+            dir: options.dir.clone(),
             endpoint: match options.endpoint {
                 TlsEndpoint::Client => Endpoint::Client,
                 TlsEndpoint::Server => Endpoint::Server,
@@ -81,15 +99,16 @@ impl Daemon {
         let creds = creds.map_err(|error| error.to_string())?;
         let creds = Arc::new(creds);
         self.control.resources.put_creds(&options.id, creds.clone());
-        self.nbd.creds.insert(options.id, creds);
+        let id = options.id.clone();
+        self.nbd.creds.insert(id, Creds { options, creds });
         Ok(())
     }
 
     /// Credentials by id. Errors: there are none.
     pub(super) fn tls_creds(&self, id: &str) -> Result<&Arc<TlsCreds>, String> {
         match self.nbd.creds.get(id) {
-            Some(creds) => Ok(creds),
-            None if self.has_object(id) => {
+            Some(creds) => Ok(&creds.creds),
+            None if self.object(id).is_some() => {
                 Err(format!("Object with id '{id}' is not TLS credentials"))
             }
             None => Err(format!("No TLS credentials with id '{id}'")),
@@ -126,31 +145,37 @@ impl Daemon {
     }
 
     /// Errors: no server; the name is taken; the node may not be used so. The id is known to be free.
-    pub(super) fn add_nbd_export(
+    pub(super) fn nbd_export(
         &mut self,
         options: &ExportOptions,
         kind: &NbdOptions,
-        node: NodeId,
-    ) -> Result<(), String> {
-        if options.iothread.is_some() {
-            // Each connection has a thread of its own, and would not run on that one.
-            return Err(
-                "'iothread' of an export of type 'nbd' is not supported by this version".to_owned(),
-            );
-        }
+        Shows { node, place }: Shows,
+    ) -> Result<Export, String> {
         let graph = self.current.get();
-        let attachment = self.attach_nbd(&graph, node, options.writable)?;
+        let mut attachment = self.attach_nbd(&graph, node, options)?;
+        if place != node {
+            attachment = self.attach_nbd(&graph, place, options)?;
+        }
         let wish = engines::wish(&graph, node);
-        let engine = self.teams.engine(wish);
+        let runs = match options.iothread.as_deref() {
+            None => Runs::Alone(self.teams.engine(wish)),
+            iothread => Runs::On(Arc::downgrade(&self.teams.team(iothread, wish)?)),
+        };
         let Some(running) = &self.nbd.running else {
             return Err("NBD server not running".to_owned());
         };
         let name = kind.name.clone().unwrap_or(options.node_name.clone());
+        let access = match options.writable {
+            true => Access::ReadWrite,
+            false => Access::ReadOnly,
+        };
+        let bitmaps = bitmaps::occupy(&graph, node, &kind.bitmaps, access)?;
         let info = graph.info(node).ok_or("the node has no size")?;
+        let stats = Arc::<ExportStats>::default();
         let added = running.server.add(NbdExportOptions {
             name: name.clone(),
             description: kind.description.clone(),
-            node,
+            node: place,
             size_bytes: info.size_bytes,
             block_bytes: block_bytes(&graph, node),
             writes: match options.writable {
@@ -165,16 +190,24 @@ impl Daemon {
                 true => AllocationDepth::Told,
                 false => AllocationDepth::Hidden,
             },
-            engine,
+            bitmaps: bitmaps.bitmaps.clone(),
+            runs,
+            stats: stats.clone(),
         });
         if !added {
             return Err(format!("NBD server already has export named '{name}'"));
         }
-        self.nbd.exports.push(NbdExport {
-            id: options.id.clone(),
-            _attachment: attachment,
-        });
-        Ok(())
+        let served = Served::Nbd {
+            name,
+            stats,
+            _bitmaps: bitmaps,
+        };
+        Ok(Export::new(
+            ExportKey::unused(),
+            options,
+            served,
+            attachment,
+        ))
     }
 
     /// A client was told the size, so nobody may change it.
@@ -182,8 +215,13 @@ impl Daemon {
         &self,
         graph: &Graph,
         node: NodeId,
-        writable: bool,
+        options: &ExportOptions,
     ) -> Result<Attachment, String> {
+        let writable = options.writable;
+        let idle = match options.allow_inactive {
+            true => Idle::Allowed,
+            false => Idle::Refused,
+        };
         let access = graph.node(node).map(|node| node.common().access);
         if writable && access == Some(Access::ReadOnly) {
             return Err("Cannot export read-only node as writable".to_owned());
@@ -201,8 +239,8 @@ impl Daemon {
             ..wants
         };
         let refusal = |e| open::perm_refusal(&e).to_string();
-        attach(&self.current, node, shared, None).map_err(refusal)?;
-        attach(&self.current, node, wants, None).map_err(refusal)
+        attach_idle(&self.current, node, shared, None, idle).map_err(refusal)?;
+        attach_idle(&self.current, node, wants, None, idle).map_err(refusal)
     }
 }
 

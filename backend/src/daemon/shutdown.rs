@@ -1,6 +1,7 @@
 //! The orderly end: sessions are drained, everything written is made durable, and only then does anything close.
 
 use super::executor::Daemon;
+use super::removal::Leaving;
 use crate::export::nbd::NbdStillBusy;
 use blockgraph::graph::Body;
 use blockgraph::{Event, Graph, Kind, Lane, Mode, NodeId, Span, Started};
@@ -47,13 +48,15 @@ impl Daemon {
     /// was tried. With requests stuck in flight nothing is closed: their memory must outlive them, to the process's end.
     pub fn shut_down(mut self) -> Result<(), Unclean> {
         let begun = Instant::now();
+        self.end_jobs(begun + PATIENCE);
         // First of all, so that nobody knocks any more, and so that nothing is left behind however the rest goes.
         for export in &mut self.exports {
-            export.path = None;
+            export.remove_path();
         }
-        if let Some(running) = self.nbd.running() {
+        if let Some(running) = self.nbd.running_mut() {
             running.path = None;
         }
+        self.monitors.unlink();
         let mut drained = self.drain(begun + PATIENCE);
         if drained.is_err() {
             self.cancel();
@@ -64,6 +67,11 @@ impl Daemon {
             std::mem::forget(self);
             return drained.and(flushed);
         }
+        self.reap();
+        for export in std::mem::take(&mut self.exports).into_iter().rev() {
+            self.say_deleted(export);
+        }
+        self.retry_leaving();
         let closed = self.close(begun + END);
         if matches!(closed, Err(Unclean::StillClosing(_))) {
             std::mem::forget(self);
@@ -73,13 +81,14 @@ impl Daemon {
 
     fn drain(&mut self, deadline: Instant) -> Result<(), Unclean> {
         let mut result = Ok(());
-        for export in &self.exports {
+        for export in self.exports.iter().chain(self.leaving_exports()) {
             let left = deadline.saturating_duration_since(Instant::now());
-            if export.blk.door().stop(left).is_err() {
+            if export.door().is_some_and(|door| door.stop(left).is_err()) {
                 result = result.and(Err(Unclean::StillDraining(export.id.clone())));
             }
         }
-        if let Some(running) = self.nbd.running() {
+        let stopped = self.leaving.iter_mut().filter_map(Leaving::server);
+        for running in self.nbd.running_mut().into_iter().chain(stopped) {
             result = result.and(running.server.stop(deadline).map_err(Unclean::from));
         }
         result

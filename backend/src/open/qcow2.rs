@@ -5,18 +5,16 @@ use crate::cli::{
     self, BlockdevOptions, ChildRef, ImageNames, NodeCommon, Object, Qcow2Options, Refusal,
     Spelling, child_blockdev, parse_json,
 };
+use crate::qapi::tables::nodes::BLOCKDEV_OPTIONS;
 use blockgraph::driver::file::{Cache, Flushes};
 use blockgraph::driver::qcow2::cache::CacheOptions;
 use blockgraph::driver::qcow2::{Options, OverlapChecks, PassDiscard, Unref, WriteOptions};
 use blockgraph::graph::gate::{Inherited, Named, Names, Parsed, Parser, UnknownFormat};
 use blockgraph::graph::open::{Backing, DriverSpec, Qcow2Spec};
-use blockgraph::graph::{Access, DetectZeroes, DiscardPolicy, Sharing};
+use blockgraph::graph::{Access, Activity, DetectZeroes, DiscardPolicy, Sharing};
 use serde_json::Value;
 
 pub(super) fn spec(image: Qcow2Options, common: &NodeCommon) -> Result<DriverSpec, Refusal> {
-    if image.encrypt.is_some() {
-        return Err(Refusal::new("'encrypt' is not supported by this version"));
-    }
     let named = named(&image, common);
     Ok(DriverSpec::Qcow2(Box::new(Qcow2Spec {
         options: options(&image),
@@ -98,8 +96,9 @@ fn parse_name(name: &str, inherited: &Inherited) -> Result<Parsed, String> {
     let Value::Object(members) = parse_json(json).map_err(wrong)? else {
         return Err("Could not parse the JSON options: not an object".to_owned());
     };
-    let object = Object::root(members, Spelling::Json);
-    let options = child_blockdev(object, &common(inherited)).map_err(|error| error.to_string())?;
+    let refused = |error: Refusal| error.to_string();
+    let object = Object::checked(members, &BLOCKDEV_OPTIONS, Spelling::Json).map_err(refused)?;
+    let options = child_blockdev(object, &common(inherited)).map_err(refused)?;
     check_read_only(&options)?;
     let spec = node_spec(options).map_err(|error| error.to_string())?;
     Ok(Parsed::Node(spec))
@@ -131,6 +130,7 @@ fn common(inherited: &Inherited) -> NodeCommon {
         },
         cache_direct: *cache == Cache::Direct,
         cache_no_flush: *flushes == Flushes::Nothing,
+        active: common.activity == Activity::Active,
         read_only: common.access == Access::ReadOnly,
         auto_read_only: false,
         force_share: common.sharing == Sharing::Forced,

@@ -1,5 +1,6 @@
 //! All queue threads of the process, and which ring runs on which.
 
+use super::tenant::Arrival;
 use super::worker::{Command, RingKey, Worker, WorkerOptions};
 use crate::vhost::{RingStart, RingStop};
 use crate::virtio_blk::Disk;
@@ -27,7 +28,13 @@ impl Team {
         }
     }
 
-    /// The thread with the fewest rings, or a new one while there may be more. Errors: as [`Worker::spawn`].
+    /// Puts a tenant on one of its threads. Errors: out of threads or descriptors, or io_uring refused where it is insisted on.
+    pub fn host(&self, arrival: Arrival) -> std::io::Result<()> {
+        self.pick()?.tell(Command::Host(arrival));
+        Ok(())
+    }
+
+    /// The thread with the fewest rings, or a new one while there may be more. Errors: out of threads or descriptors, or io_uring refused where it is insisted on.
     fn pick(&self) -> std::io::Result<Arc<Worker>> {
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
         // One that lost its ring serves nobody any more.
@@ -120,6 +127,7 @@ impl Crew {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::queue::Polling;
     use blockgraph::Mode;
     use ring::Choice;
 
@@ -129,7 +137,7 @@ mod tests {
             current: Arc::default(),
             epochs: Arc::default(),
             engine: Choice::Threads,
-            poll_max_ns: 0,
+            polling: Arc::new(Polling::up_to(0)),
             mode: Mode::Fast,
         };
         let team = Team::new("team", 1, options);

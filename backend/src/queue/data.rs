@@ -5,14 +5,17 @@
 //! per request.
 
 mod commands;
+mod requests;
+mod rest;
 
 use super::guest::{Guest, Life, Slot};
-use super::idle::Poller;
+use super::idle::{Poller, Polling};
+use super::tenant::{TENANT, Tenants};
 use super::worker::Inbox;
 use crate::vhost::RingStop;
-use crate::virtio_blk::{Ask, Range, RangeKind, Reply, Status, parse};
-use blockgraph::{Event, Kind, Lane, Span, Started};
-use ring::vring::{Chain, Pending, Popped};
+use crate::virtio_blk::{Range, Reply, Status};
+use blockgraph::{Event, Kind, Lane, Span, clock};
+use ring::vring::{Chain, Popped};
 use ring::{Op, Wait};
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -23,6 +26,7 @@ use std::time::Instant;
 const KICK: u64 = 1 << 61;
 const BELL: u64 = 2 << 61;
 const CLASS: u64 = 3 << 61;
+const _: () = assert!(TENANT & CLASS != KICK && TENANT & CLASS != BELL && TENANT & CLASS != 0);
 
 /// Chains popped from one ring before the next has its turn.
 const BATCH_MAX: usize = 128;
@@ -31,27 +35,21 @@ const BATCH_MAX: usize = 128;
 /// with zeroes, or looking for them, is done on this thread.
 const BATCH_BYTES_MAX: u64 = 64 << 20;
 
-/// So many requests at once are a burst.
-const BURST_MIN: usize = 8;
-/// How long the first end of a burst may be kept back for the others. A slow disk's ends come one by one after that, so
-/// that the guest can follow up. Measured: small requests gain from one wake-up for all; large ones lose the overlap.
-const PATIENCE_SMALL_NS: u64 = 2_000_000;
-const PATIENCE_LARGE_NS: u64 = 200_000;
-/// Requests up to this size, on average, are small.
-const SMALL_BYTES_MAX: u64 = 16 << 10;
-
 /// One queue thread.
 #[derive(Debug)]
 pub(super) struct DataLoop {
     lane: Lane,
     inbox: Arc<Inbox>,
     guests: Vec<Option<Guest>>,
+    tenants: Tenants,
     /// Which of them was popped first the last time.
     first: usize,
     slots: Vec<Slot>,
     free: Vec<u32>,
     /// Requests the ring had no room for, oldest first. While there are any, nothing is popped.
     stalled: VecDeque<(u32, Kind, Span)>,
+    /// Requests of guests whose part of the graph is being changed, oldest first. Nothing more is popped of those guests.
+    held: VecDeque<(u32, Kind, Span)>,
     ranges: Vec<Range>,
     /// Kick eventfds whose polls have not ended yet, by token.
     retired: Vec<(u64, OwnedFd)>,
@@ -65,27 +63,32 @@ pub(super) struct DataLoop {
     burst: usize,
     /// Their data, in bytes.
     burst_bytes: u64,
+    /// When the batch began.
+    now_ns: u64,
     exit: bool,
 }
 
 impl DataLoop {
-    pub(super) fn new(lane: Lane, inbox: Arc<Inbox>, poll_max_ns: u64) -> DataLoop {
+    pub(super) fn new(lane: Lane, inbox: Arc<Inbox>, polling: Arc<Polling>) -> DataLoop {
         DataLoop {
             lane,
             inbox,
             guests: Vec::new(),
+            tenants: Tenants::default(),
             first: 0,
             slots: Vec::new(),
             free: Vec::new(),
             stalled: VecDeque::new(),
+            held: VecDeque::new(),
             ranges: Vec::new(),
             retired: Vec::new(),
             old_calls: Vec::new(),
             kicks: 0,
             poll_tokens: Vec::new(),
-            poller: Poller::new(poll_max_ns),
+            poller: Poller::new(polling),
             burst: 0,
             burst_bytes: 0,
+            now_ns: 0,
             exit: false,
         }
     }
@@ -113,7 +116,9 @@ impl DataLoop {
                 self.old_calls.clear();
             }
             self.lane.begin_batch();
+            self.now_ns = clock::now_ns();
             let commands = self.take_events(fd);
+            self.retry_held();
             self.retry_stalled();
             self.pop_all();
             self.publish_all();
@@ -122,6 +127,7 @@ impl DataLoop {
                 self.obey(&bell);
             }
             self.finish_stops();
+            self.tenants.turn(&mut self.lane);
         }
     }
 
@@ -130,69 +136,21 @@ impl DataLoop {
         ring.start(Op::Poll { fd }, &[], 0, 0, BELL);
     }
 
-    /// Decides how long to wait; kicks are on when it says to sleep.
-    fn rest(&mut self) -> Wait {
-        if self.lane.has_news() || self.has_work() {
-            return Wait::Not;
-        }
-        if self.poller.is_open(self.burst) {
-            if self.lane.has_pushed() {
-                // What was begun must be under way before its end is looked for: a turn that does not wait, and here again.
-                return Wait::Not;
-            }
-            let DataLoop {
-                poller,
-                lane,
-                guests,
-                stalled,
-                ..
-            } = self;
-            // What is stalled waits for ends alone: until then, new chains are no news.
-            if poller.poll(|| lane.has_news() || (stalled.is_empty() && any_work(guests))) {
-                self.burst = 0;
-                self.burst_bytes = 0;
-                return Wait::Not;
-            }
-        }
-        let burst = std::mem::take(&mut self.burst);
-        let bytes = std::mem::take(&mut self.burst_bytes);
-        if self.stalled.is_empty() {
-            for guest in self.guests.iter_mut().flatten() {
-                if guest.is_running() && guest.vring.listen() == Pending::More {
-                    return Wait::Not;
-                }
-            }
-        }
-        self.sleep(burst, bytes)
-    }
-
-    /// How to sleep: for the first end, or, when all that is in flight came in one burst, for the whole burst a little while:
-    /// a fast disk ends it within that, and then one wake-up and one signal do for all of it.
-    fn sleep(&mut self, burst: usize, bytes: u64) -> Wait {
-        if burst >= BURST_MIN && burst == self.lane.in_flight() {
-            return Wait::Batch {
-                count: burst as u32,
-                patience_ns: patience_ns(burst, bytes),
-            };
-        }
-        Wait::One
-    }
-
-    fn has_work(&self) -> bool {
-        self.stalled.is_empty() && any_work(&self.guests)
-    }
-
     /// Takes what the turn brought; true if the bell was among it.
     fn take_events(&mut self, bell_fd: RawFd) -> bool {
         let mut bell = false;
         while let Some(event) = self.lane.take() {
             match event {
+                Event::Finished { token, .. } if token & CLASS == TENANT => {}
                 Event::Finished { token, outcome } => self.part_done(token as u32, outcome.into()),
                 Event::Signal { token, result } if token & CLASS == BELL => {
                     bell = true;
                     if result.is_err() {
                         self.listen_for_commands(bell_fd);
                     }
+                }
+                Event::Signal { token, result } if token & CLASS == TENANT => {
+                    self.tenants.hear(token, result.into(), &self.lane);
                 }
                 // A kick: its ring is looked at like all others.
                 Event::Signal { result: Ok(()), .. } => {}
@@ -229,9 +187,10 @@ impl DataLoop {
 
     fn pop_guest(&mut self, at: usize) {
         if let Some(guest) = &mut self.guests[at]
-            && guest.is_running()
+            && guest.takes_work()
             && guest.vring.has_work()
         {
+            guest.tally.begin_batch();
             guest.vring.hush();
         }
         let mut bytes = 0;
@@ -242,7 +201,7 @@ impl DataLoop {
             let Some(guest) = self.guests[at].as_mut() else {
                 return;
             };
-            if !guest.is_running() || !guest.vring.has_work() {
+            if !guest.takes_work() || !guest.vring.has_work() {
                 return;
             }
             let slot = self.free.pop().unwrap_or_else(|| grow(&mut self.slots));
@@ -263,122 +222,10 @@ impl DataLoop {
         }
     }
 
-    /// Starts what a chain asks for.
-    fn begin(&mut self, at: usize, index: u32) {
-        let Some(guest) = &self.guests[at] else {
-            return;
-        };
-        self.burst += 1;
-        let disk = &guest.disk;
-        let slot = &mut self.slots[index as usize];
-        slot.guest = at;
-        slot.reply = Reply::of(&slot.chain);
-        slot.left = 1;
-        slot.status = Status::Ok;
-        slot.data_bytes = 0;
-        if !slot.reply.has_status() {
-            // Nowhere to say how it went: given back with length 0, and nothing done.
-            return self.finish(index);
-        }
-        match parse(disk, &mut slot.chain, &mut self.ranges) {
-            Ask::Read(span) => {
-                slot.data_bytes = span.len;
-                self.start(index, Kind::Read, span);
-            }
-            Ask::Write(span) => {
-                let kind = Kind::Write(disk.durability());
-                self.start(index, kind, span);
-            }
-            Ask::Flush => self.start(index, Kind::Flush, Span { at: 0, len: 0 }),
-            Ask::Id => {
-                let stored = ring::seg::store(&slot.chain.writable, 0, &disk.id);
-                slot.data_bytes = stored as u64;
-                self.finish(index);
-            }
-            Ask::Ranges(kind) => self.begin_ranges(at, index, kind),
-            Ask::Answer(status) => {
-                slot.status = status;
-                self.finish(index);
-            }
-        }
-    }
-
-    fn begin_ranges(&mut self, at: usize, index: u32, kind: RangeKind) {
-        let Some(disk) = self.guests[at].as_ref().map(|guest| guest.disk.clone()) else {
-            return;
-        };
-        let ranges = std::mem::take(&mut self.ranges);
-        self.slots[index as usize].left = ranges.len() as u32;
-        for range in &ranges {
-            self.start(index, range.graph_kind(kind, &disk), range.span);
-        }
-        self.ranges = ranges;
-    }
-
-    /// Hands one part of a request to the lane.
-    fn start(&mut self, index: u32, kind: Kind, span: Span) {
-        let slot = &self.slots[index as usize];
-        let Some(guest) = &self.guests[slot.guest] else {
-            return;
-        };
-        let segs = match kind {
-            Kind::Read => &slot.chain.writable[..],
-            Kind::Write(_) => &slot.chain.readable[..],
-            _ => &[],
-        };
-        if span.is_empty() && kind != Kind::Flush {
-            return self.part_done(index, Status::Ok);
-        }
-        match self
-            .lane
-            .start(guest.disk.node, kind, span, segs, u64::from(index))
-        {
-            Started::Pending => {}
-            Started::Done(outcome) => self.part_done(index, outcome.into()),
-            Started::Full => self.stalled.push_back((index, kind, span)),
-        }
-    }
-
-    fn retry_stalled(&mut self) {
-        for _ in 0..self.stalled.len() {
-            let Some((index, kind, span)) = self.stalled.pop_front() else {
-                return;
-            };
-            self.start(index, kind, span);
-        }
-    }
-
-    /// One part of a request is over.
-    fn part_done(&mut self, index: u32, status: Status) {
-        let slot = &mut self.slots[index as usize];
-        if status != Status::Ok {
-            slot.status = status;
-        }
-        slot.left -= 1;
-        if slot.left == 0 {
-            self.finish(index);
-        }
-    }
-
-    /// Answers a request.
-    fn finish(&mut self, index: u32) {
-        let slot = &mut self.slots[index as usize];
-        let written_bytes = match slot.status {
-            Status::Ok => slot.data_bytes,
-            Status::IoErr | Status::Unsupported => 0,
-        };
-        let used_bytes = slot.reply.finish(slot.status, written_bytes);
-        if let Some(guest) = &mut self.guests[slot.guest] {
-            guest.answer(slot.chain.head, used_bytes);
-        }
-        slot.chain.trim();
-        self.free.push(index);
-    }
-
     fn publish_all(&mut self) {
         let ring = self.lane.ring();
         for guest in self.guests.iter_mut().flatten() {
-            guest.publish(ring);
+            guest.publish(ring, self.now_ns);
         }
     }
 
@@ -419,20 +266,8 @@ impl DataLoop {
         for guest in self.guests.iter_mut().flatten() {
             guest.break_down(&ring::vring::RingError::Poisoned);
         }
+        self.tenants.clear();
     }
-}
-
-fn patience_ns(burst: usize, bytes: u64) -> u64 {
-    if bytes / (burst.max(1) as u64) <= SMALL_BYTES_MAX {
-        PATIENCE_SMALL_NS
-    } else {
-        PATIENCE_LARGE_NS
-    }
-}
-
-fn any_work(guests: &[Option<Guest>]) -> bool {
-    let mut running = guests.iter().flatten().filter(|guest| guest.is_running());
-    running.any(|guest| guest.vring.has_work())
 }
 
 /// One more slot: happens until as many requests have been in flight as ever will be.
@@ -445,6 +280,9 @@ fn grow(slots: &mut Vec<Slot>) -> u32 {
         data_bytes: 0,
         left: 0,
         status: Status::Ok,
+        op: None,
+        asked_bytes: 0,
+        began_ns: 0,
     });
     (slots.len() - 1) as u32
 }

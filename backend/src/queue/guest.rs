@@ -1,6 +1,7 @@
 //! One virtqueue as its thread runs it, and the requests popped from it.
 
 use super::worker::RingKey;
+use crate::stats::{Counted, Ended, Tally};
 use crate::vhost::{Link, RingStart, RingStop};
 use crate::virtio_blk::{Disk, Reply, Status};
 use ring::vring::{Chain, Notify, RingError, Vring};
@@ -21,6 +22,27 @@ pub(super) struct Slot {
     /// Parts still under way, and the worst end so far.
     pub left: u32,
     pub status: Status,
+    /// As what it is counted, if it is; refused requests are counted at once.
+    pub op: Option<Counted>,
+    /// Bytes it is about, and when its batch began.
+    pub asked_bytes: u64,
+    pub began_ns: u64,
+}
+
+impl Slot {
+    /// It is to be counted.
+    pub(super) fn count(&mut self, op: Counted, bytes: u64) {
+        self.op = Some(op);
+        self.asked_bytes = bytes;
+    }
+
+    /// What its end comes to for the figures.
+    fn ended(&self) -> Ended {
+        match self.status {
+            Status::Ok => Ended::Done,
+            Status::IoErr | Status::Unsupported => Ended::Failed,
+        }
+    }
 }
 
 /// What a ring may still do.
@@ -39,6 +61,7 @@ pub(super) struct Guest {
     pub key: RingKey,
     pub vring: Vring,
     pub disk: Arc<Disk>,
+    pub tally: Tally,
     pub life: Life,
     kick: OwnedFd,
     poll: Option<OpId>,
@@ -47,6 +70,8 @@ pub(super) struct Guest {
     link: Link,
     /// Something was pushed since the last publish.
     pub pushed: bool,
+    /// So many requests wait for the graph to be changed.
+    pub held: u32,
 }
 
 impl Guest {
@@ -56,6 +81,7 @@ impl Guest {
         Ok(Guest {
             key,
             vring,
+            tally: disk.stats.tally(),
             disk,
             life: Life::Running,
             kick: start.kick,
@@ -64,6 +90,7 @@ impl Guest {
             err: start.err,
             link: start.link,
             pushed: false,
+            held: 0,
         })
     }
 
@@ -107,18 +134,24 @@ impl Guest {
     }
 
     /// True if chains may be popped.
-    pub(super) fn is_running(&self) -> bool {
-        matches!(self.life, Life::Running)
+    pub(super) fn takes_work(&self) -> bool {
+        matches!(self.life, Life::Running) && self.held == 0
     }
 
     /// Puts an answer into the used ring; visible at the next publish.
-    pub(super) fn answer(&mut self, head: u16, used_bytes: u32) {
-        self.vring.push(head, used_bytes);
+    pub(super) fn answer(&mut self, slot: &Slot, used_bytes: u32, now_ns: u64) {
+        self.vring.push(slot.chain.head, used_bytes);
         self.pushed = true;
+        if let Some(op) = slot.op {
+            let time_ns = now_ns.saturating_sub(slot.began_ns);
+            self.tally
+                .ended(op, slot.ended(), slot.asked_bytes, time_ns);
+        }
     }
 
-    /// Publishes what was answered; at most one signal.
-    pub(super) fn publish(&mut self, ring: &Handle) {
+    /// Publishes what was answered and counted; at most one signal.
+    pub(super) fn publish(&mut self, ring: &Handle, now_ns: u64) {
+        self.tally.publish(self.vring.in_flight().into(), now_ns);
         if !std::mem::take(&mut self.pushed) {
             return;
         }
@@ -137,7 +170,7 @@ impl Guest {
 
     /// The ring cannot be trusted any more: tells the front end, once, and stops popping.
     pub(super) fn break_down(&mut self, error: &RingError) {
-        if !self.is_running() {
+        if !matches!(self.life, Life::Running) {
             return;
         }
         self.life = Life::Broken;

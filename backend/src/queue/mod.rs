@@ -3,11 +3,16 @@
 //!
 //! The rule: a queue thread blocks in one place, the ring's turn, and never waits for a lock or for another thread.
 
+mod alone;
 mod crew;
 mod data;
 mod guest;
 mod idle;
+mod tenant;
 mod worker;
 
+pub use alone::run_alone;
 pub use crew::{Crew, Team};
+pub use idle::Polling;
+pub use tenant::{Arrival, Need, Tenant};
 pub use worker::{RingKey, WorkerOptions};

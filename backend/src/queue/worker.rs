@@ -2,6 +2,8 @@
 //! channels.
 
 use super::data::DataLoop;
+use super::idle::Polling;
+use super::tenant::Arrival;
 use crate::vhost::{RingStart, RingStop};
 use crate::virtio_blk::Disk;
 use blockgraph::pin::Epochs;
@@ -44,6 +46,8 @@ pub(super) enum Command {
         key: RingKey,
         kick: OwnedFd,
     },
+    /// Nobody is told how that goes.
+    Host(Arrival),
     Exit,
 }
 
@@ -100,8 +104,8 @@ pub struct WorkerOptions {
     pub epochs: Arc<Epochs>,
     /// What carries I/O out.
     pub engine: Choice,
-    /// How long it may poll before it sleeps, in nanoseconds; 0: not at all.
-    pub poll_max_ns: u64,
+    /// How long it may poll before it sleeps.
+    pub polling: Arc<Polling>,
     /// Whether requests take the fast walk.
     pub mode: Mode,
 }
@@ -135,7 +139,7 @@ impl Worker {
             let bell = ring.bell();
             let lane = Lane::new(ring, options.current, options.epochs, options.mode);
             let _ = ready.send(Ok(bell));
-            DataLoop::new(lane, its_inbox, options.poll_max_ns).run();
+            DataLoop::new(lane, its_inbox, options.polling).run();
         })?;
         let gone = || io::Error::other("the queue thread ended at once");
         let bell = is_ready.recv().map_err(|_| gone())??;
@@ -207,7 +211,7 @@ mod tests {
             current: Arc::default(),
             epochs: Arc::default(),
             engine: Choice::Threads,
-            poll_max_ns: 0,
+            polling: Arc::new(Polling::up_to(0)),
             mode: Mode::Fast,
         };
         let worker = Worker::spawn("gone".to_owned(), options).unwrap();

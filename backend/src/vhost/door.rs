@@ -143,6 +143,12 @@ impl Door {
         self.inner.listener.as_ref().map(AsFd::as_fd)
     }
 
+    /// Is a front end in, or nobody to be let in any more? Then nobody polls the listener.
+    pub fn is_busy(&self) -> bool {
+        let state = self.inner.lock();
+        state.running || state.stopping
+    }
+
     /// Lets the next front end in, if one waits. Never blocks.
     ///
     /// # Errors

@@ -66,7 +66,7 @@ impl Disk {
         let blocks = |bytes: u32| bytes / logical;
         let discard = u64::from(self.limits.discard_bytes.max(logical));
         let layout = Layout {
-            capacity: U64::new(self.sectors),
+            capacity: U64::new(self.sectors()),
             size_max: U32::ZERO,
             seg_max: U32::new(SEG_MAX),
             geometry: [0; 4],

@@ -1,10 +1,12 @@
 //! One exported disk as its guest may know it: fixed at export but for the cache mode, which the guest may toggle.
 
 use super::{ID_BYTES, SECTOR_BYTES};
+use crate::stats::ExportStats;
 use blockgraph::node::Limits;
-use blockgraph::{Info, NodeId};
+use blockgraph::{Info, NodeId, Span};
 use ring::Durability;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 
 /// When a write is durable (virtio 1.2, 5.2.5.2: the `writeback` field).
@@ -43,7 +45,9 @@ pub struct Disk {
     /// The node it shows.
     pub node: NodeId,
     /// Size in sectors of 512 bytes.
-    pub sectors: u64,
+    sectors: AtomicU64,
+    /// The same as front ends were told of it.
+    told: AtomicU64,
     /// Physical and logical limits.
     pub limits: Limits,
     /// May the guest write?
@@ -54,6 +58,8 @@ pub struct Disk {
     pub may_unmap: bool,
     /// The answer to GET_ID, NUL-padded.
     pub id: [u8; ID_BYTES],
+    /// What its guests have asked for.
+    pub stats: Arc<ExportStats>,
     cache_at_export: Cache,
     through: AtomicBool,
     /// Did the driver take FLUSH?
@@ -74,18 +80,48 @@ impl Disk {
         }
         let disk = Disk {
             node: options.node,
-            sectors: options.info.size_bytes / SECTOR_BYTES,
+            sectors: AtomicU64::new(options.info.size_bytes / SECTOR_BYTES),
+            told: AtomicU64::new(options.info.size_bytes / SECTOR_BYTES),
             limits,
             writable: options.writable,
             queues: options.queues,
             may_unmap: options.may_unmap,
             id,
+            stats: Arc::default(),
             cache_at_export: options.cache,
             through: AtomicBool::new(false),
             flushes: AtomicBool::new(true),
         };
         disk.set_cache(options.cache);
         disk
+    }
+
+    /// Size in sectors of 512 bytes, now.
+    #[inline]
+    pub fn sectors(&self) -> u64 {
+        self.sectors.load(Ordering::Relaxed)
+    }
+
+    /// The same in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.sectors() * SECTOR_BYTES
+    }
+
+    /// The node has another size. A request popped afterwards is checked against it.
+    pub fn resize(&self, size_bytes: u64) {
+        self.sectors
+            .store(size_bytes / SECTOR_BYTES, Ordering::Relaxed);
+    }
+
+    /// Is the size another than when this was last asked? Then the guest has to be told.
+    pub fn tells_new_size(&self) -> bool {
+        let now = self.sectors();
+        self.told.swap(now, Ordering::Relaxed) != now
+    }
+
+    /// Does the span lie on it?
+    pub fn has(&self, span: Span) -> bool {
+        span.end() <= self.size_bytes()
     }
 
     /// The cache mode now.

@@ -6,6 +6,7 @@
 use super::disk::Disk;
 use super::reply::Status;
 use super::{RANGE_SECTORS_MAX, RANGES_MAX, SECTOR_BYTES, TRANSFER_BYTES_MAX};
+use crate::stats::Counted;
 use blockgraph::{Kind, Span, Unmap};
 use ring::seg;
 use ring::vring::{Chain, Shape};
@@ -47,6 +48,16 @@ pub enum RangeKind {
     WriteZeroes,
 }
 
+impl RangeKind {
+    /// As what it is counted: zeroes are written like other bytes.
+    pub fn counted_as(self) -> Counted {
+        match self {
+            RangeKind::Discard => Counted::Unmap,
+            RangeKind::WriteZeroes => Counted::Write,
+        }
+    }
+}
+
 /// One range of a discard or write-zeroes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
@@ -71,6 +82,8 @@ pub enum Ask {
     Ranges(RangeKind),
     /// Nothing is to be done but to answer.
     Answer(Status),
+    /// The same, to what would have been one of those that are counted.
+    Refuse(Counted, Status),
 }
 
 /// Reads `chain` and cuts its segments to the data; ranges go to `ranges`. Never fails: what is malformed is answered.
@@ -87,12 +100,14 @@ pub fn parse(disk: &Disk, chain: &mut Chain, ranges: &mut Vec<Range>) -> Ask {
     match header.kind.get() & !TYPE_BARRIER {
         spec::VIRTIO_BLK_T_IN => {
             seg::cut_back(&mut chain.writable, 1);
-            transfer(disk, header.sector.get(), data_in_bytes).map_or_else(Ask::Answer, Ask::Read)
+            let span = transfer(disk, header.sector.get(), data_in_bytes);
+            span.map_or_else(|status| Ask::Refuse(Counted::Read, status), Ask::Read)
         }
-        spec::VIRTIO_BLK_T_OUT if !disk.writable => Ask::Answer(Status::IoErr),
+        spec::VIRTIO_BLK_T_OUT if !disk.writable => Ask::Refuse(Counted::Write, Status::IoErr),
         spec::VIRTIO_BLK_T_OUT => {
             seg::cut_front(&mut chain.readable, HEADER_BYTES);
-            transfer(disk, header.sector.get(), data_out_bytes).map_or_else(Ask::Answer, Ask::Write)
+            let span = transfer(disk, header.sector.get(), data_out_bytes);
+            span.map_or_else(|status| Ask::Refuse(Counted::Write, status), Ask::Write)
         }
         spec::VIRTIO_BLK_T_FLUSH => Ask::Flush,
         spec::VIRTIO_BLK_T_GET_ID => {
@@ -115,7 +130,8 @@ fn transfer(disk: &Disk, sector: u64, len_bytes: u64) -> Result<Span, Status> {
 
 /// So many sectors from `sector`, if they lie on the disk and begin on a block.
 fn span(disk: &Disk, sector: u64, sectors: u64) -> Result<Span, Status> {
-    if sectors > disk.sectors || sector > disk.sectors - sectors {
+    let all = disk.sectors();
+    if sectors > all || sector > all - sectors {
         return Err(Status::IoErr);
     }
     let at = sector * SECTOR_BYTES;
@@ -130,15 +146,16 @@ fn span(disk: &Disk, sector: u64, sectors: u64) -> Result<Span, Status> {
 
 fn read_ranges(disk: &Disk, kind: RangeKind, chain: &mut Chain, ranges: &mut Vec<Range>) -> Ask {
     let data_bytes = chain.readable_bytes - HEADER_BYTES as u64;
+    let refuse = |status| Ask::Refuse(kind.counted_as(), status);
     if !disk.writable {
-        return Ask::Answer(Status::IoErr);
+        return refuse(Status::IoErr);
     }
     if data_bytes == 0 || !data_bytes.is_multiple_of(RANGE_BYTES as u64) {
-        return Ask::Answer(Status::IoErr);
+        return refuse(Status::IoErr);
     }
     let count = data_bytes / RANGE_BYTES as u64;
     if count > u64::from(RANGES_MAX) {
-        return Ask::Answer(Status::Unsupported);
+        return refuse(Status::Unsupported);
     }
     ranges.clear();
     for at in 0..count as usize {
@@ -146,7 +163,7 @@ fn read_ranges(disk: &Disk, kind: RangeKind, chain: &mut Chain, ranges: &mut Vec
         seg::load(&chain.readable, HEADER_BYTES + at * RANGE_BYTES, &mut raw);
         match range(disk, kind, zerocopy::transmute!(raw)) {
             Ok(range) => ranges.push(range),
-            Err(status) => return Ask::Answer(status),
+            Err(status) => return refuse(status),
         }
     }
     Ask::Ranges(kind)

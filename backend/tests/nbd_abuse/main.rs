@@ -1,21 +1,22 @@
 //! NBD clients that do not play by the rules: slow, silent, many, gone, or random. None keeps another, the end of an
 //! export or the end of the process waiting.
 
-#[path = "../nbd_wire/peer.rs"]
+#[path = "../outside/nbd_wire/peer.rs"]
 #[allow(dead_code)]
 mod peer;
-#[path = "../nbd_wire/script.rs"]
+#[path = "../outside/nbd_wire/script.rs"]
 #[allow(dead_code)]
 mod script;
 
 use blockgraph::driver::nbd::wire::OptionKind;
-use peer::Server;
+use peer::{Home, Server};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 const OURS: &str = env!("CARGO_BIN_EXE_virtioblkd");
+const HOMES: [Home; 2] = [Home::Any, Home::Iothread];
 
 /// A client that has agreed on `e`.
 fn agreed(server: &Server) -> UnixStream {
@@ -72,7 +73,11 @@ fn terminate(server: &mut Server) -> ExitStatus {
 
 #[test]
 fn a_client_that_reads_nothing_is_cut_off_and_others_are_served_meanwhile() {
-    let server = Server::start(OURS, &[",x-send-timeout=1"]);
+    HOMES.into_iter().for_each(cut_off);
+}
+
+fn cut_off(home: Home) {
+    let server = Server::start_at(home, OURS, &[",x-send-timeout=1"]);
     let mut deaf = deaf(&server);
     for _ in 0..20 {
         assert!(server.serves());
@@ -89,7 +94,11 @@ fn a_client_that_reads_nothing_is_cut_off_and_others_are_served_meanwhile() {
 
 #[test]
 fn a_client_that_reads_nothing_does_not_keep_the_process_from_its_end() {
-    let mut server = Server::start(OURS, &[]);
+    HOMES.into_iter().for_each(ends_all_the_same);
+}
+
+fn ends_all_the_same(home: Home) {
+    let mut server = Server::start_at(home, OURS, &[]);
     let deaf: Vec<UnixStream> = (0..3).map(|_| deaf(&server)).collect();
     let half = server.connect().expect("a connection");
     let begun = Instant::now();
@@ -142,7 +151,12 @@ fn more_clients_than_may_be_wait_until_one_leaves() {
 
 #[test]
 fn a_connection_may_break_off_after_any_byte() {
-    let server = Server::start(OURS, &[]);
+    HOMES.into_iter().for_each(breaks_off);
+}
+
+fn breaks_off(home: Home) {
+    let mut server = Server::start_at(home, OURS, &[]);
+    let descriptors = open_descriptors(&mut server);
     let write = script::head(1, 0, 8 * 65536, 64);
     let mut whole = script::FLAGS.to_be_bytes().to_vec();
     whole.extend(script::structured());
@@ -155,11 +169,35 @@ fn a_connection_may_break_off_after_any_byte() {
         let _ = stream.write_all(&whole[..cut]);
     }
     assert!(server.serves());
+    // Whoever is gone has left nothing behind.
+    let until = Instant::now() + Duration::from_secs(20);
+    while open_descriptors(&mut server) > descriptors + ONCE {
+        assert!(Instant::now() < until, "{home:?}: descriptors are left");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// An iothread has its ring when it is first used.
+const ONCE: usize = 4;
+
+/// How many are open once nobody is connected.
+fn settled_descriptors(server: &mut Server) -> u64 {
+    let until = Instant::now() + Duration::from_secs(20);
+    while thread_names(server).iter().any(|name| name == "nbd") {
+        assert!(Instant::now() < until, "a client stays");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    open_descriptors(server) as u64
+}
+
+fn open_descriptors(server: &mut Server) -> usize {
+    let list = std::fs::read_dir(format!("/proc/{}/fd", server.child().id()));
+    list.expect("a process").count()
 }
 
 #[test]
 fn random_bytes_at_any_stage_end_in_an_answer_or_a_close() {
-    let server = Server::start(OURS, &[",handshake-max-seconds=0"]);
+    let servers = HOMES.map(|home| Server::start_at(home, OURS, &[",handshake-max-seconds=0"]));
     let seed = std::process::id() as u64 ^ 0x5eed;
     println!("seed {seed}");
     let mut state = seed;
@@ -171,10 +209,11 @@ fn random_bytes_at_any_stage_end_in_an_answer_or_a_close() {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     };
-    for _ in 0..300 {
+    for round in 0..300 {
+        let server = &servers[round % 2];
         let mut stream = match random() % 2 {
             0 => server.connect().expect("a connection"),
-            _ => agreed(&server),
+            _ => agreed(server),
         };
         let mut bytes: Vec<u8> = match random() % 3 {
             0 => script::all(&[script::FLAGS.to_be_bytes().to_vec(), script::go("e")]),
@@ -200,12 +239,16 @@ fn random_bytes_at_any_stage_end_in_an_answer_or_a_close() {
             .expect("a socket");
         assert!(is_closed(&mut stream), "seed {seed}");
     }
-    assert!(server.serves());
+    assert!(servers.iter().all(Server::serves));
 }
 
 #[test]
 fn a_flood_of_requests_is_answered_in_full_with_bounded_memory() {
-    let mut server = Server::start(OURS, &[]);
+    HOMES.into_iter().for_each(flood);
+}
+
+fn flood(home: Home) {
+    let mut server = Server::start_at(home, OURS, &[]);
     let mut stream = agreed(&server);
     let read = script::head(0, 0, 0, peer::SIZE);
     let read = read.encode_compact().expect("short");
@@ -238,8 +281,8 @@ fn a_flood_of_requests_is_answered_in_full_with_bounded_memory() {
 fn out_of_descriptors_is_waited_out_and_costs_no_cpu() {
     let mut server = Server::start(OURS, &[",handshake-max-seconds=0"]);
     let pid = rustix::process::Pid::from_child(server.child());
-    let open = std::fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).expect("a process");
-    let few = Some(open.count() as u64 + 3);
+    // Enough for one connection that is served, by far too few for the crowd.
+    let few = Some(settled_descriptors(&mut server) + 6);
     let limit = rustix::process::Rlimit {
         current: few,
         maximum: few,
@@ -267,4 +310,40 @@ fn out_of_descriptors_is_waited_out_and_costs_no_cpu() {
     while !server.serves() {
         assert!(Instant::now() < until, "nobody is served any more");
     }
+}
+
+#[test]
+fn connections_of_an_iothread_live_on_its_thread_and_on_no_other() {
+    let mut server = Server::start_at(Home::Iothread, OURS, &[]);
+    let mut clients: Vec<UnixStream> = (0..5).map(|_| agreed(&server)).collect();
+    let flush = script::head(3, 0, 0, 0).encode_compact().expect("short");
+    for client in &mut clients {
+        client.write_all(&flush).expect("sent");
+        client.read_exact(&mut [0; 16]).expect("an answer");
+    }
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        // Threads of handshakes end when those are over.
+        let names = thread_names(&mut server);
+        if !names.iter().any(|name| name == "nbd") {
+            let of_iothread = names.iter().filter(|name| *name == "io0").count();
+            assert_eq!(of_iothread, 1, "{names:?}");
+            break;
+        }
+        assert!(Instant::now() < until, "{names:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    for client in &mut clients {
+        client.write_all(&flush).expect("sent");
+        client.read_exact(&mut [0; 16]).expect("an answer");
+    }
+    assert!(terminate(&mut server).success(), "{}", server.log());
+}
+
+fn thread_names(server: &mut Server) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", server.child().id()));
+    let names = tasks.expect("a process").flatten();
+    // A thread that has ended meanwhile has no name.
+    let names = names.flat_map(|task| std::fs::read_to_string(task.path().join("comm")));
+    names.map(|name| name.trim().to_owned()).collect()
 }

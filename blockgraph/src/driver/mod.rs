@@ -5,6 +5,7 @@ pub mod nbd;
 pub mod null;
 pub mod qcow2;
 pub mod raw;
+pub mod snapshot_access;
 
 /// What a disk's size is counted in.
 pub const SECTOR_BYTES: u64 = 512;

@@ -3,12 +3,16 @@
 //! The rule: `map` answers by arithmetic alone. What needs more than that (here: waiting) answers `Slow` and is done in
 //! `serve`, which must do every kind of request, since any request may come that way.
 
+use crate::graph::name::{Described, Setting, Short};
 use crate::io::Io;
 use crate::node::{Driver, Info, Limits, Local, Map, Outcome};
 use crate::request::{Dir, Kind, Request};
 use crate::status::{Content, Mapping, Status};
 use crate::units::Span;
 use ring::Errno;
+
+/// Its size where none is asked for.
+const SIZE_BYTES_DEFAULT: u64 = 1 << 30;
 
 /// What a read does to the memory it is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +51,26 @@ impl Driver for Null {
             (Dir::Read, Reads::Zeroes) => Map::Zero { len: span.len },
             _ => Map::Void { len: span.len },
         }
+    }
+
+    /// Nothing is stored, so nothing is taken up.
+    fn allocated<'a>(&'a self, _io: &'a Io) -> Local<'a, Result<u64, Errno>> {
+        Box::pin(async { Ok(0) })
+    }
+
+    fn described(&self, kind: &str) -> Described {
+        let mut settings = Vec::new();
+        if self.size_bytes != SIZE_BYTES_DEFAULT {
+            settings.push(("size".to_owned(), Setting::Number(self.size_bytes)));
+        }
+        if self.reads == Reads::Zeroes {
+            settings.push(("read-zeroes".to_owned(), Setting::Switch(true)));
+        }
+        let short = match settings.is_empty() {
+            true => Short::Own(format!("{kind}://")),
+            false => Short::None,
+        };
+        Described { settings, short }
     }
 
     fn serve<'a>(&'a self, io: &'a Io, request: Request) -> Local<'a, Outcome> {

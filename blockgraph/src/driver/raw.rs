@@ -5,6 +5,7 @@
 
 use super::SECTOR_BYTES;
 use crate::filter::blkdebug::BlkdebugEvent;
+use crate::graph::name::{Described, Setting, Short};
 use crate::graph::perm::{Perms, Wants};
 use crate::graph::status::{Until, status_above};
 use crate::graph::{Edge, Role};
@@ -98,6 +99,17 @@ impl Driver for Raw {
             to: Role::Image,
             at: span.at + self.offset_bytes,
             len: span.len,
+        }
+    }
+
+    fn described(&self, _kind: &str) -> Described {
+        let number = |name: &str, value| (name.to_owned(), Setting::Number(value));
+        let offset = Some(self.offset_bytes).filter(|offset| *offset > 0);
+        let offset = offset.map(|offset| number("offset", offset));
+        let size = self.window.size_bytes.map(|size| number("size", size));
+        Described {
+            settings: offset.into_iter().chain(size).collect(),
+            short: Short::Storage,
         }
     }
 

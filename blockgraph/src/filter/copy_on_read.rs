@@ -6,7 +6,7 @@
 //! must see all writes for that, and shares writing of the layer with nobody. A read whose copy cannot be written is still a
 //! read.
 
-use crate::graph::perm::{Perms, Wants};
+use crate::graph::perm::{Perm, Perms, Wants};
 use crate::graph::status::{Until, status, status_above};
 use crate::graph::{Edge, Graph, Role};
 use crate::hold::Holds;
@@ -27,8 +27,8 @@ const UNIT_BYTES_MAX: u64 = 2 << 20;
 #[derive(Debug)]
 pub struct CopyOnRead {
     below: Info,
-    /// Only what this layer or one above it has is copied.
-    bottom: Option<NodeId>,
+    /// Only what the layer of that name or one above it has is copied. By name: nodes change places.
+    bottom: Option<String>,
     /// Ranges being copied, or written on the serve path.
     holds: Holds,
 }
@@ -42,7 +42,7 @@ struct Part {
 
 impl CopyOnRead {
     /// Copies into a node of which `below` is known, as far down as `bottom`.
-    pub fn new(below: Info, bottom: Option<NodeId>) -> CopyOnRead {
+    pub fn new(below: Info, bottom: Option<String>) -> CopyOnRead {
         CopyOnRead {
             below,
             bottom,
@@ -56,7 +56,7 @@ impl CopyOnRead {
         let size_bytes = io.graph().info(child).ok_or(Errno::IO)?.size_bytes;
         let mut rest = span;
         while !rest.is_empty() {
-            let part = self.part(io, child, rest).await;
+            let part = self.part_or_none(io, child, rest).await;
             let step = rest.first(part.len.min(STEP_BYTES));
             let into = mem.slice((step.at - span.at) as usize, step.len as usize);
             if part.copy {
@@ -79,7 +79,7 @@ impl CopyOnRead {
         let mut rest = whole;
         while !rest.is_empty() {
             // Asked again: it may have been written while we waited.
-            let part = self.part(io, child, rest).await;
+            let part = self.part_or_none(io, child, rest).await;
             let span = rest.first(part.len);
             rest = rest.after(span.len);
             let common = common(span, wanted);
@@ -109,31 +109,62 @@ impl CopyOnRead {
         Ok(())
     }
 
-    /// Is the beginning of `span` to be copied, and how much of it is alike? What cannot be told is not.
-    async fn part(&self, io: &Io, child: NodeId, span: Span) -> Part {
+    /// Copies all of `span` that is to be copied, and that nobody reads just now. Errors: unlike for a guest's read, that the
+    /// copy cannot be written is one.
+    pub async fn populate(&self, io: &Io, span: Span) -> Outcome {
+        let child = io.child(Role::Filtered)?;
+        let size_bytes = io.graph().info(child).ok_or(Errno::IO)?.size_bytes;
+        let whole = span.widened(unit_bytes(io.graph(), child));
+        let mut rest = whole.first(size_bytes.saturating_sub(whole.at));
+        let _hold = self.holds.hold(rest).await;
+        while !rest.is_empty() {
+            let part = self.part(io, child, rest).await?;
+            let most = if part.copy { STEP_BYTES } else { u64::MAX };
+            let span = rest.first(part.len.min(most));
+            if part.copy {
+                let bytes = Mem::zeroed(span.len as usize).ok_or(Errno::NOMEM)?;
+                io.read(child, span.at, &bytes).await?;
+                fill(io, child, span, bytes).await?;
+            }
+            rest = rest.after(span.len);
+        }
+        Ok(())
+    }
+
+    /// Is any of the beginning of `span` to be copied, and how much of it is alike?
+    pub async fn look(&self, io: &Io, span: Span) -> Result<(bool, u64), Errno> {
+        let part = self.part(io, io.child(Role::Filtered)?, span).await?;
+        Ok((part.copy, part.len))
+    }
+
+    /// What cannot be told is not to be copied for a guest.
+    async fn part_or_none(&self, io: &Io, child: NodeId, span: Span) -> Part {
+        let (copy, len) = (false, span.len);
+        let part = self.part(io, child, span).await;
+        part.unwrap_or(Part { copy, len })
+    }
+
+    /// Is the beginning of `span` to be copied, and how much of it is alike?
+    async fn part(&self, io: &Io, child: NodeId, span: Span) -> Result<Part, Errno> {
         let plain = |len: u64| Part { copy: false, len };
         if io.graph().next_layer(child).is_none() {
-            return plain(span.len);
+            return Ok(plain(span.len));
         }
-        let own = match status(io, child, span).await {
-            Ok(own) => own,
-            Err(_) => return plain(span.len),
-        };
-        let (len, Some(bottom)) = (own.len, self.bottom) else {
+        let own = status(io, child, span).await?;
+        let (len, Some(bottom)) = (own.len, &self.bottom) else {
             let (copy, len) = (!own.is_local(), own.len);
-            return Part { copy, len };
+            return Ok(Part { copy, len });
         };
-        if own.is_local() {
-            return plain(len);
-        }
+        let bottom = io.graph().find(bottom);
+        let Some(bottom) = bottom.filter(|_| !own.is_local()) else {
+            return Ok(plain(len));
+        };
         let until = Until::Including(bottom);
-        match status_above(io, child, until, span.first(len)).await {
-            Ok(found) => Part {
-                copy: found.is_allocated(),
-                len: found.status.len,
-            },
-            Err(_) => plain(len),
-        }
+        let found = status_above(io, child, until, span.first(len)).await?;
+        Ok(Part {
+            copy: found.is_allocated(),
+            len: found.status.len,
+        })
     }
 }
 
@@ -214,11 +245,24 @@ impl Driver for CopyOnRead {
         })
     }
 
-    /// Reading writes, but nothing that could be read differently.
+    fn as_copy_on_read(&self) -> Option<&CopyOnRead> {
+        Some(self)
+    }
+
+    fn frozen_until(&self) -> Option<&str> {
+        self.bottom.as_deref()
+    }
+
+    /// Reading writes, but nothing that could be read differently. Where nobody reads others may write: so it can be put under
+    /// a disk that is written to, which then writes through it.
     fn wants(&self, _edge: &Edge, above: Wants) -> Wants {
+        let copies = above.needs.has(Perm::ConsistentRead);
         Wants {
             needs: above.needs.or(Perms::WRITE_UNCHANGED),
-            shares: above.shares.without(Perms::WRITE),
+            shares: match copies {
+                true => above.shares.without(Perms::WRITE),
+                false => above.shares,
+            },
         }
     }
 }
@@ -237,8 +281,8 @@ pub enum BottomError {
     Elsewhere(String),
 }
 
-/// The layer of that name in the chain below `child`.
-pub(crate) fn bottom(graph: &Graph, child: NodeId, name: &str) -> Result<NodeId, BottomError> {
+/// Checks that there is a layer of that name in the chain below `child`.
+pub(crate) fn check_bottom(graph: &Graph, child: NodeId, name: &str) -> Result<(), BottomError> {
     let Some(id) = graph.find(name) else {
         return Err(BottomError::NotFound(name.to_owned()));
     };
@@ -246,7 +290,7 @@ pub(crate) fn bottom(graph: &Graph, child: NodeId, name: &str) -> Result<NodeId,
         return Err(BottomError::Filter(name.to_owned()));
     }
     match graph.chain(child).take(DEPTH_MAX).any(|layer| layer == id) {
-        true => Ok(id),
+        true => Ok(()),
         false => Err(BottomError::Elsewhere(name.to_owned())),
     }
 }

@@ -3,6 +3,7 @@
 //! The rule: `ready` only looks, `before` earns a token by waiting, `begin` spends it. A token belongs to the thread that
 //! earned it, and from the end of `before` to `begin` that thread runs nothing else; so nobody can pass on another's wait.
 
+use crate::graph::name::{Described, Setting, Short};
 use crate::io::Io;
 use crate::node::{Filter, Local, Outcome};
 use crate::request::Dir;
@@ -67,6 +68,14 @@ impl Filter for Delay {
             return false;
         };
         tokens.contains(&Token::of(dir, span))
+    }
+
+    fn described(&self) -> Described {
+        let latency = Setting::Number(self.latency_ns);
+        Described {
+            settings: vec![("latency-ns".to_owned(), latency)],
+            short: Short::None,
+        }
     }
 
     fn before<'a>(&'a self, io: &'a Io, dir: Dir, span: Span) -> Local<'a, Outcome> {

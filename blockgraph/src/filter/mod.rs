@@ -2,8 +2,12 @@
 //! `delay.rs`.
 
 pub mod blkdebug;
+pub mod commit_top;
 pub mod compress;
+pub mod copy_before_write;
 pub mod copy_on_read;
 pub mod delay;
+pub mod dirty;
 pub mod preallocate;
 pub mod throttle;
+pub mod write_blocking;

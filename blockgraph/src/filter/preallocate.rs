@@ -4,6 +4,8 @@
 //! The rule: the node shows the size it was asked for; what the file has beyond that reads as zeroes, is nobody's, and is cut
 //! off again at the end. Nobody else may change the file's size meanwhile.
 
+use crate::driver::file::LockError;
+use crate::graph::open::{DriverSpec, FilterSpec};
 use crate::graph::perm::{Perm, Perms, Wants};
 use crate::graph::{Edge, Role};
 use crate::hold::Holds;
@@ -15,13 +17,16 @@ use crate::units::Span;
 use ring::Errno;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// Nobody writes, so the file may change in other ways than through here.
+const UNKNOWN: u64 = u64::MAX;
+
 /// Grows the file below ahead of time.
 #[derive(Debug)]
 pub struct Preallocate {
     below: Info,
-    align_bytes: u64,
-    ahead_bytes: u64,
-    /// The size that is shown.
+    align_bytes: AtomicU64,
+    ahead_bytes: AtomicU64,
+    /// The size that is shown; [`UNKNOWN`] is whatever the file has.
     data_end: AtomicU64,
     /// The size of the file.
     file_end: AtomicU64,
@@ -35,16 +40,17 @@ impl Preallocate {
     pub fn new(below: Info, align_bytes: u64, ahead_bytes: u64) -> Preallocate {
         Preallocate {
             below,
-            align_bytes: align_bytes.max(1),
-            ahead_bytes,
-            data_end: AtomicU64::new(below.size_bytes),
-            file_end: AtomicU64::new(below.size_bytes),
+            align_bytes: AtomicU64::new(align_bytes.max(1)),
+            ahead_bytes: AtomicU64::new(ahead_bytes),
+            data_end: AtomicU64::new(UNKNOWN),
+            file_end: AtomicU64::new(UNKNOWN),
             changing: Holds::default(),
         }
     }
 
     async fn resize(&self, io: &Io, size_bytes: u64, how: Prealloc) -> Outcome {
         let _alone = self.changing.hold(Span { at: 0, len: 1 }).await;
+        self.know(io)?;
         let data_end = self.data_end.load(Ordering::Acquire);
         let sets_aside = matches!(how, Prealloc::Off | Prealloc::Falloc);
         if size_bytes < data_end || !sets_aside {
@@ -59,10 +65,29 @@ impl Preallocate {
         Ok(())
     }
 
+    /// From here on the file has the size that is known here.
+    fn know(&self, io: &Io) -> Outcome {
+        if self.data_end.load(Ordering::Acquire) == UNKNOWN {
+            let child = io.child(Role::Filtered)?;
+            let size = io.graph().info(child).ok_or(Errno::IO)?.size_bytes;
+            self.file_end.store(size, Ordering::Release);
+            self.data_end.store(size, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// The size it shows by itself.
+    fn known(&self) -> Option<u64> {
+        let data_end = self.data_end.load(Ordering::Acquire);
+        (data_end != UNKNOWN).then_some(data_end)
+    }
+
     /// False if there is no such space.
     async fn grow_ahead(&self, io: &Io, size_bytes: u64) -> Result<bool, Errno> {
-        let end = size_bytes.checked_add(self.ahead_bytes);
-        let Some(end) = end.and_then(|end| end.checked_next_multiple_of(self.align_bytes)) else {
+        let (ahead, align) = (&self.ahead_bytes, &self.align_bytes);
+        let end = size_bytes.checked_add(ahead.load(Ordering::Relaxed));
+        let align = align.load(Ordering::Relaxed);
+        let Some(end) = end.and_then(|end| end.checked_next_multiple_of(align)) else {
             return Ok(false);
         };
         let child = io.child(Role::Filtered)?;
@@ -106,6 +131,20 @@ impl Preallocate {
 }
 
 impl Driver for Preallocate {
+    fn adjust(&self, spec: &DriverSpec) {
+        if let DriverSpec::Filter(filter) = spec
+            && let FilterSpec::Preallocate {
+                align_bytes,
+                ahead_bytes,
+                ..
+            } = &**filter
+        {
+            self.align_bytes
+                .store((*align_bytes).max(1), Ordering::Relaxed);
+            self.ahead_bytes.store(*ahead_bytes, Ordering::Relaxed);
+        }
+    }
+
     #[inline]
     fn map(&self, _dir: Dir, span: Span) -> Map {
         let Span { at, len } = span;
@@ -123,14 +162,14 @@ impl Driver for Preallocate {
 
     fn info(&self) -> Info {
         Info {
-            size_bytes: self.data_end.load(Ordering::Acquire),
+            size_bytes: self.known().unwrap_or(self.below.size_bytes),
             limits: self.below.limits,
         }
     }
 
     fn shown(&self) -> Shown {
         Shown {
-            size_bytes: Some(self.data_end.load(Ordering::Acquire)),
+            size_bytes: self.known(),
             limits: None,
         }
     }
@@ -142,8 +181,22 @@ impl Driver for Preallocate {
     fn close<'a>(&'a self, io: &'a Io) -> Local<'a, Outcome> {
         Box::pin(async move {
             let _alone = self.changing.hold(Span { at: 0, len: 1 }).await;
-            self.cut(io, self.data_end.load(Ordering::Acquire)).await
+            match self.known() {
+                Some(data_end) => self.cut(io, data_end).await,
+                None => Ok(()),
+            }
         })
+    }
+
+    /// Without writers the file is anybody's again, unless it has to be cut first.
+    fn permit(&self, wants: Wants) -> Result<(), LockError> {
+        let writes = wants.needs.has(Perm::Write) || wants.needs.has(Perm::Resize);
+        let ends = (&self.data_end, &self.file_end);
+        if !writes && ends.0.load(Ordering::Acquire) == ends.1.load(Ordering::Acquire) {
+            ends.0.store(UNKNOWN, Ordering::Release);
+            ends.1.store(UNKNOWN, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Who may write or resize this may do both below, and nobody else may.

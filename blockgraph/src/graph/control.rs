@@ -16,7 +16,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const BELL: u64 = 1 << 62;
 const WORK: u64 = 1;
@@ -45,7 +45,7 @@ impl Control {
     ) -> io::Result<Control> {
         let ring = Ring::new(choice)?;
         let bell = ring.bell();
-        let lane = Lane::new(ring, current, epochs, mode);
+        let lane = Lane::aside(ring, current, epochs, mode);
         let fd = bell.as_raw_fd();
         let ring = lane.ring().clone();
         ring.borrow_mut().start(Op::Poll { fd }, &[], 0, 0, BELL);
@@ -76,6 +76,46 @@ impl Control {
         deadline: Option<Instant>,
         work: impl FnOnce(Io) -> F,
     ) -> io::Result<T> {
+        let result = self.begin(graph, here, work);
+        while result.borrow().is_none() {
+            let turned = self.turn(deadline);
+            if result.borrow().is_none() {
+                turned?;
+            }
+        }
+        self.end(&result)
+    }
+
+    /// The same, but what is still under way at the deadline is told to end by `cancel`, and has so much longer for that.
+    pub(crate) fn run_or<T: 'static, F: Future<Output = T> + 'static>(
+        &mut self,
+        graph: &Arc<Graph>,
+        here: NodeId,
+        (deadline, longer): (Instant, Duration),
+        cancel: impl FnOnce(),
+        work: impl FnOnce(Io) -> F,
+    ) -> io::Result<T> {
+        let result = self.begin(graph, here, work);
+        let mut deadline = deadline;
+        let mut cancel = Some(cancel);
+        while result.borrow().is_none() {
+            match (self.turn(Some(deadline)), cancel.is_some()) {
+                (Err(error), true) if error.kind() == io::ErrorKind::TimedOut => {
+                    cancel.take().into_iter().for_each(|cancel| cancel());
+                    deadline = Instant::now() + longer;
+                }
+                (turned, _) => turned?,
+            }
+        }
+        self.end(&result)
+    }
+
+    fn begin<T: 'static, F: Future<Output = T> + 'static>(
+        &mut self,
+        graph: &Arc<Graph>,
+        here: NodeId,
+        work: impl FnOnce(Io) -> F,
+    ) -> Rc<RefCell<Option<T>>> {
         let result = Rc::new(RefCell::new(None));
         let to = result.clone();
         self.lane.spawn_on(graph, here, WORK, |io| {
@@ -86,9 +126,10 @@ impl Control {
                 Ok(())
             }
         });
-        while result.borrow().is_none() {
-            self.turn(deadline)?;
-        }
+        result
+    }
+
+    fn end<T>(&mut self, result: &RefCell<Option<T>>) -> io::Result<T> {
         // Nothing turns this lane until the next work comes: what the work looked up must not stay pinned till then.
         self.lane.end_batch();
         self.hear();
@@ -107,7 +148,7 @@ impl Control {
     }
 
     /// Leaves older generations: nothing of its own is under way between two calls.
-    pub(super) fn adopt(&mut self) {
+    pub(crate) fn adopt(&mut self) {
         self.lane.begin_batch();
         self.lane.end_batch();
         self.hear();
@@ -119,7 +160,10 @@ impl Control {
             Some(deadline) => {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
-                    return Err(io::ErrorKind::TimedOut.into());
+                    // What needs no waiting is done even so.
+                    let done = self.lane.turn(Wait::Not);
+                    self.hear();
+                    return done.and(Err(io::ErrorKind::TimedOut.into()));
                 }
                 Wait::AtMost(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX))
             }

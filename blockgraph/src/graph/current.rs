@@ -4,6 +4,8 @@
 //! do so.
 
 use super::Graph;
+use super::drains::{DrainFigures, Drains};
+use super::pause::StillBusy;
 use ring::Bell;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,8 +18,35 @@ pub struct Current {
     generation: AtomicU64,
     graph: Mutex<Arc<Graph>>,
     living: Arc<Living>,
-    /// Of the threads that adopt generations, each with a name of its own.
-    bells: Mutex<(u64, Vec<(u64, Bell)>)>,
+    listeners: Mutex<Listeners>,
+    /// A listener has nothing under way on what is held, or is gone.
+    quiet: Condvar,
+    pub(super) drains: Drains,
+}
+
+/// The threads that adopt generations.
+#[derive(Debug, Default)]
+struct Listeners {
+    next: u64,
+    all: Vec<Listening>,
+}
+
+/// Is a thread asked whether anything of its is under way on what is held? One that runs no requests of guests is not: what it
+/// does to nodes, whoever gave it the work keeps apart from changes of the graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    Always,
+    Never,
+}
+
+#[derive(Debug)]
+struct Listening {
+    name: u64,
+    bell: Bell,
+    /// The last generation that holds requests and that it has nothing under way on.
+    quiet: u64,
+    /// When the last request ended that had to before that.
+    last_end: Option<Instant>,
 }
 
 /// The generations that somebody still has.
@@ -50,9 +79,24 @@ pub(crate) struct Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        lock(&self.current.bells)
-            .1
-            .retain(|(name, _)| *name != self.name);
+        let mut listeners = lock(&self.current.listeners);
+        listeners.all.retain(|other| other.name != self.name);
+        drop(listeners);
+        self.current.quiet.notify_all();
+    }
+}
+
+impl Listener {
+    /// Nothing of this thread's is under way on what `generation` holds, since `last_end` if something was.
+    pub(crate) fn is_quiet(&self, generation: u64, last_end: Option<Instant>) {
+        let mut listeners = lock(&self.current.listeners);
+        let own = listeners.all.iter_mut().find(|own| own.name == self.name);
+        if let Some(own) = own {
+            own.quiet = own.quiet.max(generation);
+            own.last_end = last_end;
+        }
+        drop(listeners);
+        self.current.quiet.notify_all();
     }
 }
 
@@ -85,29 +129,78 @@ impl Current {
         let before = std::mem::replace(&mut *current, next.clone());
         self.generation.store(next.generation, Ordering::Release);
         drop(current);
+        if before.is_held() {
+            self.ring();
+        }
         // Not under the lock: with the last of a generation its nodes go.
         drop(before);
         next
     }
 
     /// Rings `bell` whenever somebody waits for older generations to be left.
-    pub(crate) fn listen(self: &Arc<Current>, bell: Bell) -> Listener {
-        let mut bells = lock(&self.bells);
-        bells.0 += 1;
-        let name = bells.0;
-        bells.1.push((name, bell));
+    pub(crate) fn listen(self: &Arc<Current>, bell: Bell, asked: Asked) -> Listener {
+        let mut listeners = lock(&self.listeners);
+        listeners.next += 1;
+        let name = listeners.next;
+        let quiet = match asked {
+            Asked::Always => 0,
+            Asked::Never => u64::MAX,
+        };
+        listeners.all.push(Listening {
+            name,
+            bell,
+            quiet,
+            last_end: None,
+        });
         Listener {
             current: self.clone(),
             name,
         }
     }
 
+    /// Has every thread look for a newer generation, those that sleep too.
+    pub(super) fn ring(&self) {
+        for listening in &lock(&self.listeners).all {
+            listening.bell.ring();
+        }
+    }
+
+    /// How long requests were held back so far.
+    pub fn drain_figures(&self) -> DrainFigures {
+        self.drains.figures()
+    }
+
+    /// Waits until nothing is under way on what `generation` holds; says when the last request ended, if any was waited for.
+    /// Errors: it did not come to that before `deadline`.
+    pub(super) fn wait_quiet(
+        &self,
+        generation: u64,
+        deadline: Instant,
+    ) -> Result<Option<Instant>, StillBusy> {
+        self.ring();
+        let mut listeners = lock(&self.listeners);
+        while listeners.all.iter().any(|other| other.quiet < generation) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left == Duration::ZERO {
+                return Err(StillBusy);
+            }
+            let waited = self.quiet.wait_timeout(listeners, left);
+            listeners = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let of_this = listeners.all.iter().filter(|own| own.quiet == generation);
+        Ok(of_this.filter_map(|own| own.last_end).max())
+    }
+
+    /// The oldest generation that anybody is on.
+    pub(super) fn oldest(&self) -> u64 {
+        let generations = lock(&self.living.generations);
+        generations.first().copied().unwrap_or(0)
+    }
+
     /// Waits until nobody is on a generation older than `generation`, threads that sleep being woken; says whether it came
     /// to that before `deadline`.
-    pub(super) fn left(&self, generation: u64, deadline: Instant) -> bool {
-        for (_, bell) in &lock(&self.bells).1 {
-            bell.ring();
-        }
+    pub(crate) fn left(&self, generation: u64, deadline: Instant) -> bool {
+        self.ring();
         let mut generations = lock(&self.living.generations);
         while generations
             .first()

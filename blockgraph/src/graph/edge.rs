@@ -114,11 +114,23 @@ impl Shape {
         [first, second, third].into_iter().flatten()
     }
 
-    /// The child of that role.
+    /// The child of that role. The mapped path asks at every step, so no list is made.
     #[inline]
     pub fn child(&self, role: Role) -> Option<NodeId> {
-        let edge = self.edges().find(|edge| edge.role == role)?;
-        Some(edge.child)
+        let (first, others) = match self {
+            Shape::Leaf => return None,
+            Shape::Filter { below, also } => (below, [also, &None]),
+            Shape::Format {
+                file,
+                data,
+                backing,
+            } => (file, [backing, data]),
+        };
+        if first.role == role {
+            return Some(first.child);
+        }
+        let mut others = others.into_iter().flatten();
+        others.find(|edge| edge.role == role).map(|edge| edge.child)
     }
 
     /// What it filters, if it is a filter.

@@ -7,13 +7,15 @@
 //! Exports and jobs name the place where they are attached, so a filter put above a node takes the node's place, and the
 //! node gets another: whoever was attached sees the filter, and never knows.
 
-use super::perm::PermError;
-use super::{Body, Control, Current, Edge, Graph, NewNode, Node, Role, Shape};
+use super::open::NodeSpec;
+use super::pause::{Quiet, StillBusy};
+use super::perm::{Agreed, PermError};
+use super::{Body, Common, Control, Current, Edge, Graph, NewNode, Node, Role, Shape};
 use crate::io::Io;
 use crate::map::DEPTH_MAX;
 use crate::node::NodeId;
-use ring::Errno;
-use std::collections::BTreeMap;
+use ring::{Errno, File};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 use thiserror::Error;
@@ -27,6 +29,14 @@ pub enum EditError {
     /// Somebody outside the graph is attached to it.
     #[error("Node {0} is in use")]
     Attached(String),
+    /// Another reads from it what it has not itself.
+    #[error("Node '{node}' is busy: node is used as backing hd of '{parent}'")]
+    Busy {
+        /// The node.
+        node: String,
+        /// Whose.
+        parent: String,
+    },
     /// Another node needs it.
     #[error("Block device {0} is in use")]
     Needed(String),
@@ -43,12 +53,25 @@ pub enum EditError {
         /// Of whom.
         parent: String,
     },
+    /// A filter above relies on what is below.
+    #[error("Cannot change frozen '{option}' link from '{parent}' to '{child}'")]
+    Frozen {
+        /// The child that would be another.
+        child: String,
+        /// As what.
+        option: &'static str,
+        /// Whose.
+        parent: String,
+    },
     /// It has no child of that kind, or is no filter.
     #[error("Node '{0}' has no such child")]
     NoChild(String),
     /// More nodes on top of each other than a walk goes down.
     #[error("Block graph is deeper than {DEPTH_MAX} nodes")]
     TooDeep,
+    /// Some disk is stuck.
+    #[error(transparent)]
+    Stuck(#[from] StillBusy),
     /// Who uses what.
     #[error(transparent)]
     Perm(#[from] PermError),
@@ -71,11 +94,11 @@ pub enum LeaveError {
 /// A generation in the making.
 #[derive(Debug)]
 pub struct Edit {
-    current: Arc<Current>,
-    before: Arc<Graph>,
-    graph: Graph,
+    pub(super) current: Arc<Current>,
+    pub(super) before: Arc<Graph>,
+    pub(super) graph: Graph,
     /// Where nodes that got another place were before, by where they are now.
-    moved: BTreeMap<NodeId, NodeId>,
+    pub(super) moved: BTreeMap<NodeId, NodeId>,
 }
 
 /// Nodes that are in the graph no more, until they are closed.
@@ -84,6 +107,8 @@ pub struct Edit {
 pub struct Leaving {
     current: Arc<Current>,
     before: Arc<Graph>,
+    /// The first generation without them.
+    since: u64,
     /// By where they were, parents first.
     nodes: Vec<NodeId>,
 }
@@ -116,20 +141,60 @@ impl Edit {
         let Some(option) = shape.edges().find(|e| e.role == role).map(|e| e.option) else {
             return Err(EditError::NoChild(self.name(parent)));
         };
-        if self.graph.parents_first(child).contains(&parent) {
-            return Err(EditError::Cycle {
-                child: self.name(child),
-                option,
-                parent: self.name(parent),
-            });
-        }
-        self.node(child)?;
+        self.check_link(parent, option, Some(child))?;
         self.redirect(parent, |edge| {
             if edge.role == role {
                 edge.child = child;
             }
         });
         Ok(())
+    }
+
+    /// Makes `child` what `parent` reads where it has nothing, or nothing at all. Errors: it is no format.
+    pub fn set_backing(&mut self, parent: NodeId, child: Option<NodeId>) -> Result<(), EditError> {
+        self.check_link(parent, "backing", child)?;
+        let mut shape = self.node(parent)?.shape().clone();
+        let Shape::Format { backing, .. } = &mut shape else {
+            return Err(EditError::NoChild(self.name(parent)));
+        };
+        *backing = child.map(|child| Edge {
+            role: Role::Cow,
+            option: "backing",
+            child,
+        });
+        self.reshape(parent, shape);
+        Ok(())
+    }
+
+    /// May that child of `parent` be another?
+    fn check_link(
+        &self,
+        parent: NodeId,
+        option: &'static str,
+        child: Option<NodeId>,
+    ) -> Result<(), EditError> {
+        if let Some(child) = child {
+            self.node(child)?;
+            if self.graph.parents_first(child).contains(&parent) {
+                return Err(EditError::Cycle {
+                    child: self.name(child),
+                    option,
+                    parent: self.name(parent),
+                });
+            }
+        }
+        let mut edges = self.node(parent)?.shape().edges();
+        let before = edges.find(|edge| edge.option == option);
+        match before {
+            Some(edge) if Some(edge.child) != child && self.graph.is_frozen(parent, edge) => {
+                Err(EditError::Frozen {
+                    child: self.name(edge.child),
+                    option,
+                    parent: self.name(parent),
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Puts a filter between `below` and all its users. It takes the node's place; says where the node is now.
@@ -155,23 +220,75 @@ impl Edit {
         Ok(place)
     }
 
+    /// The same of a filter that needs something besides. Whatever that reads from `below` it goes on reading from there, not
+    /// from the filter.
+    pub fn insert_above_with(
+        &mut self,
+        below: NodeId,
+        filter: NewFilter,
+        also: Edge,
+    ) -> Result<NodeId, EditError> {
+        let needed = self.graph.parents_first(also.child);
+        let place = self.insert_above(below, filter)?;
+        for parent in needed {
+            self.redirect(parent, |edge| {
+                if edge.child == below {
+                    edge.child = place;
+                }
+            });
+        }
+        if let Some(Some(node)) = self.graph.nodes.get_mut(below.0 as usize) {
+            let shape = Shape::Filter {
+                below: Edge::file(Role::Filtered, place),
+                also: Some(also),
+            };
+            *node = Arc::new(node.with_shape(shape));
+        }
+        Ok(place)
+    }
+
+    /// A job put that filter there, and not the user.
+    pub fn mark_implicit(&mut self, filter: NodeId) {
+        self.graph.set_implicit(filter);
+    }
+
     /// Takes a filter out: its users use what it filtered. Errors: something is attached to both.
     pub fn remove_filter(&mut self, filter: NodeId) -> Result<NodeId, EditError> {
         let Some(below) = self.node(filter)?.shape().filtered() else {
             return Err(EditError::NoChild(self.name(filter)));
         };
+        self.put_in_place(filter, below)
+    }
+
+    /// All who use `old` use `new` instead, which is somewhere below it; `old` is no longer in the graph, though what it used may
+    /// be. Says where `new` is now. Errors: something is attached to both, or a filter relies on one of the links to `old`.
+    pub fn replace(&mut self, old: NodeId, new: NodeId) -> Result<NodeId, EditError> {
+        for (parent, node) in self.graph.nodes() {
+            let mut edges = node.shape().edges().filter(|edge| edge.child == old);
+            if let Some(edge) = edges.find(|edge| self.graph.is_frozen(parent, edge)) {
+                return Err(EditError::Frozen {
+                    child: self.name(old),
+                    option: edge.option,
+                    parent: self.name(parent),
+                });
+            }
+        }
+        self.put_in_place(old, new)
+    }
+
+    fn put_in_place(&mut self, old: NodeId, new: NodeId) -> Result<NodeId, EditError> {
         let users = &self.graph.users;
-        let (kept, gone) = match (users.is_attached(filter), users.is_attached(below)) {
-            (true, true) => return Err(EditError::Attached(self.name(below))),
-            (true, false) => (filter, below),
-            (false, _) => (below, filter),
+        let (kept, gone) = match (users.is_attached(old), users.is_attached(new)) {
+            (true, true) => return Err(EditError::Attached(self.name(new))),
+            (true, false) => (old, new),
+            (false, _) => (new, old),
         };
         for set in [&mut self.graph.implicit, &mut self.graph.asked_for] {
-            set.remove(&filter);
+            set.remove(&old);
         }
-        if kept == filter {
-            self.graph.nodes[filter.0 as usize] = Some(self.slot(below)?.clone());
-            self.note_move(below, filter);
+        if kept == old {
+            self.graph.nodes[old.0 as usize] = Some(self.slot(new)?.clone());
+            self.note_move(new, old);
         }
         self.graph.nodes[gone.0 as usize] = None;
         for parent in self.graph.all_parents_first() {
@@ -191,6 +308,11 @@ impl Edit {
             .graph
             .find(name)
             .ok_or_else(|| EditError::NotFound(owned()))?;
+        if let Some(parent) = self.graph.backed(id) {
+            let parent = self.name(parent);
+            let node = owned();
+            return Err(EditError::Busy { node, parent });
+        }
         if self.graph.users.is_attached(id) {
             return Err(EditError::Attached(owned()));
         }
@@ -219,41 +341,121 @@ impl Edit {
 
     /// Checks and publishes, or changes nothing.
     pub fn commit(self) -> Result<(Arc<Graph>, Leaving), EditError> {
+        let _agreed = self.agree()?;
+        Ok(self.publish())
+    }
+
+    /// The same while nothing is under way through any of `touched`, nor begins: for edits that requests must not overlap with,
+    /// as a filter that has to see every write, or another layer to write to.
+    pub fn commit_quiet(
+        self,
+        touched: &BTreeSet<NodeId>,
+        control: &mut Control,
+        deadline: Instant,
+    ) -> Result<(Arc<Graph>, Leaving), EditError> {
+        let quiet = Quiet::begin(&self.current, touched, control, deadline)?;
+        let _agreed = self.agree()?;
+        let published = self.publish();
+        drop(quiet);
+        Ok(published)
+    }
+
+    /// The same while `quiet` lasts, which ends with it.
+    pub fn commit_in(self, quiet: Quiet) -> Result<(Arc<Graph>, Leaving), EditError> {
+        let _agreed = self.agree()?;
+        let published = self.publish();
+        drop(quiet);
+        Ok(published)
+    }
+
+    /// Checks who may do what in the new generation, and tells other processes. What comes of it has to be published, or
+    /// given to [`Edit::disagree`].
+    pub(super) fn agree(&self) -> Result<Agreed, EditError> {
+        let graph = &self.graph;
+        if graph.nodes().any(|(id, _)| graph.depth(id) > DEPTH_MAX) {
+            return Err(EditError::TooDeep);
+        }
+        Ok(graph.users.rebuild(graph, &self.before, &self.moved)?)
+    }
+
+    /// As it was before that.
+    pub(super) fn disagree(&self, agreed: Agreed) {
+        self.graph.users.restore(agreed, &self.before);
+    }
+
+    /// What was agreed upon becomes the newest generation.
+    pub(super) fn publish(self) -> (Arc<Graph>, Leaving) {
         let Edit {
             current,
             before,
             graph,
-            moved,
+            ..
         } = self;
-        if graph.nodes().any(|(id, _)| graph.depth(id) > DEPTH_MAX) {
-            return Err(EditError::TooDeep);
-        }
-        graph.users.rebuild(&graph, &before, &moved)?;
         let is_there = |node: &Node| graph.nodes().any(|(_, other)| other.is(node));
         let gone = before.all_parents_first().into_iter();
         let gone = gone.filter(|id| before.node(*id).is_some_and(|node| !is_there(node)));
+        let nodes = gone.collect();
+        let graph = current.publish(graph);
         let leaving = Leaving {
-            nodes: gone.collect(),
-            current: current.clone(),
+            nodes,
+            current,
             before,
+            since: graph.generation(),
         };
-        Ok((current.publish(graph), leaving))
+        (graph, leaving)
     }
 
-    fn node(&self, id: NodeId) -> Result<&Node, EditError> {
+    /// Gives a node other options.
+    pub(super) fn set_options(&mut self, id: NodeId, common: Common, spec: Arc<NodeSpec>) {
+        if let Some(Some(node)) = self.graph.nodes.get_mut(id.0 as usize) {
+            let node = Arc::make_mut(node);
+            node.common = common;
+            node.spec = Some(spec);
+        }
+    }
+
+    /// Gives a node another body.
+    pub(super) fn give_body(&mut self, id: NodeId, body: Body, files: Vec<Arc<File>>) {
+        if let Some(Some(node)) = self.graph.nodes.get_mut(id.0 as usize) {
+            let node = Arc::make_mut(node);
+            node.body = body;
+            node.files = files;
+        }
+    }
+
+    /// The node is kept for those who use it, and for nobody else.
+    pub fn disown(&mut self, id: NodeId) {
+        self.graph.asked_for.remove(&id);
+    }
+
+    /// Takes out what nobody asked for and nobody uses any more.
+    pub fn drop_unused(&mut self) {
+        let graph = &self.graph;
+        let wanted = graph.nodes().map(|(id, _)| id);
+        let wanted =
+            wanted.filter(|id| graph.asked_for.contains(id) || graph.users.is_attached(*id));
+        let used: BTreeSet<NodeId> = wanted.flat_map(|id| graph.parents_first(id)).collect();
+        let unused: Vec<NodeId> = graph.nodes().map(|(id, _)| id).collect();
+        for id in unused.into_iter().filter(|id| !used.contains(id)) {
+            self.graph.implicit.remove(&id);
+            self.graph.nodes[id.0 as usize] = None;
+        }
+    }
+
+    pub(super) fn node(&self, id: NodeId) -> Result<&Node, EditError> {
         self.slot(id).map(|node| &**node)
     }
 
-    fn slot(&self, id: NodeId) -> Result<&Arc<Node>, EditError> {
+    pub(super) fn slot(&self, id: NodeId) -> Result<&Arc<Node>, EditError> {
         let slot = self.graph.nodes.get(id.0 as usize).and_then(Option::as_ref);
         slot.ok_or_else(|| EditError::NotFound(format!("{}", id.0)))
     }
 
-    fn name(&self, id: NodeId) -> String {
+    pub(super) fn name(&self, id: NodeId) -> String {
         self.graph.node(id).map_or("", Node::name).to_owned()
     }
 
-    fn is_child(&self, id: NodeId) -> bool {
+    pub(super) fn is_child(&self, id: NodeId) -> bool {
         let mut edges = self
             .graph
             .nodes()
@@ -262,13 +464,19 @@ impl Edit {
     }
 
     /// Changes edges of a node; generations before this one keep theirs.
-    fn redirect(&mut self, parent: NodeId, change: impl FnMut(&mut Edge)) {
-        if let Some(Some(node)) = self.graph.nodes.get_mut(parent.0 as usize) {
+    pub(super) fn redirect(&mut self, parent: NodeId, change: impl FnMut(&mut Edge)) {
+        if let Some(Some(node)) = self.graph.nodes.get(parent.0 as usize) {
             let mut shape = node.shape().clone();
             shape.edges_mut().for_each(change);
-            if shape != *node.shape() {
-                *node = Arc::new(node.with_shape(shape));
-            }
+            self.reshape(parent, shape);
+        }
+    }
+
+    pub(super) fn reshape(&mut self, id: NodeId, shape: Shape) {
+        if let Some(Some(node)) = self.graph.nodes.get_mut(id.0 as usize)
+            && shape != *node.shape()
+        {
+            *node = Arc::new(node.with_shape(shape));
         }
     }
 
@@ -291,7 +499,7 @@ pub struct NewFilter {
     /// Its driver's name.
     pub kind: &'static str,
     /// Options every node has.
-    pub common: super::Common,
+    pub common: Common,
     /// What it does.
     pub body: Body,
 }
@@ -320,6 +528,8 @@ impl Leaving {
         for id in &self.nodes {
             result = result.and(self.close(*id, control));
         }
+        // Closing had them open once more, and what had left before with them.
+        control.forget(self.left_files(&self.current.get()));
         self.let_go();
         control.adopt();
         result.map_err(|error| (error, None))
@@ -329,10 +539,11 @@ impl Leaving {
     fn drain(&self, control: &mut Control, deadline: Instant) -> Result<(), LeaveError> {
         control.adopt();
         // What is kept of it here is no generation of anybody's.
-        if !self.current.left(self.before.generation() + 1, deadline) {
+        if !self.current.left(self.since, deadline) {
             return Err(LeaveError::StillUsed);
         }
-        let newest = self.current.get();
+        // Kept, as the work is left behind where the deadline passes.
+        let newest = Arc::new(self.current.get().kept());
         let work = |io: Io| async move { io.grace().await };
         let waited = control.run_until(&newest, NodeId(0), Some(deadline), work);
         waited.map_err(|_| LeaveError::StillUsed)
@@ -350,14 +561,23 @@ impl Leaving {
         closed.map_err(|errno| LeaveError::Close(node.name().to_owned(), errno))
     }
 
+    /// Files of the generation before that are in no newer one.
+    fn left_files<'a>(&'a self, newest: &Graph) -> impl Iterator<Item = &'a Arc<File>> {
+        let known: BTreeSet<_> = newest.files().map(|file| file.id()).collect();
+        let files = self.before.files();
+        files.filter(move |file| !known.contains(&file.id()))
+    }
+
     /// What they had asked of their children is asked no more, and their files may be closed by every thread.
     fn let_go(&self) {
         let mut graph = self.current.get().kept();
         let nodes = self.nodes.iter().filter_map(|id| self.before.node(*id));
-        graph
-            .gone
-            .extend(nodes.flat_map(Node::files).map(|file| file.id()));
+        graph.gone.prune(self.current.oldest());
+        let since = graph.generation() + 1;
+        graph.gone.add(since, nodes.flat_map(Node::files));
         graph.users.forget(&graph);
         self.current.publish(graph);
+        // Threads that sleep have the files open until they look.
+        self.current.ring();
     }
 }

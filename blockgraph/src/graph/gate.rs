@@ -6,7 +6,7 @@
 //! read-only, and nothing may be below itself. (CVE-2024-4467 is what comes of taking more.)
 
 use super::open::{Backing, Child, DriverSpec, FileSpec, NodeSpec, Qcow2Spec};
-use super::{Access, Common, DetectZeroes, DiscardPolicy, Graph, Role};
+use super::{Access, Common, DetectZeroes, DiscardPolicy, FdSets, Graph, Role};
 use crate::driver::file::{Cache, FileKind, FileOptions, Flushes, Locking, OpenMode};
 use crate::driver::qcow2::Options;
 use crate::driver::raw::Window;
@@ -188,9 +188,9 @@ fn has_protocol(name: &str) -> bool {
     first.contains(':')
 }
 
-/// The full name of the backing file that the image in `storage` names: relative names begin at the image's directory.
-fn full_name(graph: &Graph, storage: NodeId, name: &str) -> Result<PathBuf, GateError> {
-    if name.starts_with('/') {
+/// The full name of the backing file that the image in `storage` names: relative paths begin at the image's directory.
+pub(super) fn full_name(graph: &Graph, storage: NodeId, name: &str) -> Result<PathBuf, GateError> {
+    if name.starts_with('/') || has_protocol(name) {
         return Ok(name.into());
     }
     let image = &origin(graph, storage)?.path;
@@ -235,14 +235,19 @@ pub(super) fn backing(
     }
 }
 
-/// Errors: the file that `spec` would open is one of those `above`. Only looks; whoever opens it looks again.
+/// Errors: the file that `spec` would open is one of those `above`, or none that an image may name. Only looks; whoever opens it looks again.
 pub(super) fn check_loop(spec: &NodeSpec, above: &[FileIdentity]) -> Result<(), GateError> {
     let DriverSpec::File(FileSpec { options }) = &spec.driver else {
         return Ok(());
     };
+    let name = options.filename.display().to_string();
+    // Descriptors were passed for whoever asks for them by a command, not for images.
+    if FdSets::is_name(&name) {
+        return Err(GateError::NotAPath(name));
+    }
     let identity = FileIdentity::of_path(&options.filename);
     match identity.is_some_and(|identity| above.contains(&identity)) {
-        true => Err(GateError::Loop(options.filename.display().to_string())),
+        true => Err(GateError::Loop(name)),
         false => Ok(()),
     }
 }

@@ -5,23 +5,38 @@
 
 pub mod control;
 pub(crate) mod current;
+pub mod drains;
 mod edge;
 pub mod edit;
-
+mod fdsets;
 pub mod gate;
+mod gone;
+mod made;
+pub mod name;
 pub mod open;
+mod overlay;
+pub mod pause;
 pub mod perm;
+mod place;
+pub mod reopen;
+pub mod resize;
 mod resources;
 pub mod status;
+pub mod threshold;
 mod walk;
 
 pub use control::Control;
 pub use current::Current;
 pub use edge::{Edge, Role, Shape};
+pub use fdsets::{FdSetError, FdSets};
+pub use overlay::OverlayError;
 pub use resources::{Resources, TlsUnavailable};
 
+use crate::bitmap::{BitmapMemory, Tracker};
+use crate::driver::file::{Cache, Flushes};
 use crate::filter::throttle::ThrottleGroups;
 use crate::node::{Driver, Filter, Info, NodeId, Origin, Shown};
+use crate::notice::Notices;
 use ring::{File, FileId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -64,6 +79,34 @@ pub enum Sharing {
     Forced,
 }
 
+/// May a node be used, or has another process its image (QEMU's `active=`)?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// It may.
+    Active,
+    /// Nothing is written to it, nor anything relied on.
+    Inactive,
+}
+
+/// How a node was asked to treat caches (QEMU's `cache.direct=` and `cache.no-flush=`): what its files do, and what is said of
+/// it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caching {
+    /// Where writes go first.
+    pub cache: Cache,
+    /// What a flush does.
+    pub flushes: Flushes,
+}
+
+impl Default for Caching {
+    fn default() -> Caching {
+        Caching {
+            cache: Cache::Page,
+            flushes: Flushes::Sync,
+        }
+    }
+}
+
 /// Options every node has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Common {
@@ -75,6 +118,17 @@ pub struct Common {
     pub detect_zeroes: DetectZeroes,
     /// `force-share=`
     pub sharing: Sharing,
+    /// `active=`
+    pub activity: Activity,
+    /// `cache.direct=`, `cache.no-flush=`: said here of any node, done by those that are files.
+    pub caching: Caching,
+}
+
+impl Common {
+    /// May it be written to?
+    pub fn takes_writes(&self) -> bool {
+        self.access == Access::ReadWrite && self.activity == Activity::Active
+    }
 }
 
 impl Default for Common {
@@ -84,6 +138,8 @@ impl Default for Common {
             discard: DiscardPolicy::Ignore,
             detect_zeroes: DetectZeroes::Off,
             sharing: Sharing::Asked,
+            activity: Activity::Active,
+            caching: Caching::default(),
         }
     }
 }
@@ -106,6 +162,11 @@ pub struct Node {
     body: Body,
     shape: Shape,
     files: Vec<Arc<File>>,
+    /// What it was opened with, for whoever opens it anew.
+    spec: Option<Arc<open::NodeSpec>>,
+    /// Somebody wants to know of the first write beyond it.
+    threshold: Option<Arc<threshold::WriteThreshold>>,
+    bitmaps: Tracker,
 }
 
 /// What a new node is made of.
@@ -142,6 +203,9 @@ impl Node {
             body,
             shape,
             files,
+            spec: None,
+            threshold: None,
+            bitmaps: Tracker::default(),
         }
     }
 
@@ -192,6 +256,24 @@ impl Node {
         &self.files
     }
 
+    /// What it was opened with, or opened anew with since; the names in it of its children may have changed. `None` for a
+    /// node that nobody asked for in such words.
+    pub fn spec(&self) -> Option<&Arc<open::NodeSpec>> {
+        self.spec.as_ref()
+    }
+
+    /// Where somebody wants to know of a write, in bytes; 0 if nobody does, or if it was told.
+    pub fn write_threshold(&self) -> u64 {
+        let threshold = self.threshold.as_ref();
+        threshold.map_or(0, |threshold| threshold.at_bytes())
+    }
+
+    /// What was written to it, as its bitmaps note it.
+    #[inline]
+    pub fn bitmaps(&self) -> &Tracker {
+        &self.bitmaps
+    }
+
     /// The file it is, if it is one.
     pub fn origin(&self) -> Option<&Origin> {
         match &self.body {
@@ -202,7 +284,9 @@ impl Node {
 
     /// True if a write must be looked at, or refused, before it may be mapped.
     pub fn writes_serve(&self) -> bool {
-        self.common.detect_zeroes != DetectZeroes::Off || self.common.access == Access::ReadOnly
+        self.common.detect_zeroes != DetectZeroes::Off
+            || !self.common.takes_writes()
+            || self.threshold.is_some()
     }
 }
 
@@ -216,15 +300,23 @@ pub struct Graph {
     /// Nodes that the user asked for by themselves, and not as somebody's child.
     asked_for: BTreeSet<NodeId>,
     /// Files of nodes that are gone and that nobody is using any more.
-    gone: Vec<FileId>,
+    gone: gone::Gone,
     /// What makes a published generation be missed; a draft has its predecessor's.
     life: Option<Arc<current::Life>>,
     /// Filters that a job put there.
     implicit: BTreeSet<NodeId>,
+    /// Who was made before whom.
+    made: made::Made,
+    /// Nodes that no request may begin on.
+    held: Option<Arc<pause::Held>>,
     /// Who uses which node; the same for all generations.
     users: Arc<perm::Users>,
     /// The same for all generations too.
     throttle_groups: ThrottleGroups,
+    /// And these.
+    notices: Arc<Notices>,
+    /// And this.
+    bitmap_memory: Arc<BitmapMemory>,
 }
 
 impl Graph {
@@ -234,6 +326,7 @@ impl Graph {
     }
 
     /// A node by id.
+    #[inline]
     pub fn node(&self, id: NodeId) -> Option<&Node> {
         self.nodes.get(id.0 as usize)?.as_deref()
     }
@@ -252,6 +345,32 @@ impl Graph {
     /// The throttle groups that nodes may belong to.
     pub fn throttle_groups(&self) -> &ThrottleGroups {
         &self.throttle_groups
+    }
+
+    /// Every use of its nodes, as it is now; generations share it.
+    pub(crate) fn uses(&self) -> Vec<crate::report::Use> {
+        self.users.all(self)
+    }
+
+    /// Is it the disk of somebody outside the graph?
+    pub fn is_disk(&self, id: NodeId) -> bool {
+        self.users.is_root(id)
+    }
+
+    /// Do only those outside the graph use it, as their disk?
+    pub fn is_root(&self, id: NodeId) -> bool {
+        let mut edges = self.nodes().flat_map(|(_, node)| node.shape().edges());
+        !edges.any(|edge| edge.child == id) && !self.users.is_part(id)
+    }
+
+    /// Where nodes tell what happened to them; the same for all generations.
+    pub fn notices(&self) -> &Arc<Notices> {
+        &self.notices
+    }
+
+    /// What the bitmaps of all nodes take; the same for all generations.
+    pub fn bitmap_memory(&self) -> &Arc<BitmapMemory> {
+        &self.bitmap_memory
     }
 
     /// Every file a walk may end at.
@@ -286,9 +405,27 @@ impl Graph {
         None
     }
 
+    /// The size that [`Graph::info`] tells, by itself.
+    #[inline]
+    pub(crate) fn size_bytes(&self, id: NodeId) -> Option<u64> {
+        let node = self.node(id)?;
+        match (&node.body, &node.shape) {
+            (Body::Driver(driver), Shape::Leaf | Shape::Format { .. }) => Some(driver.size_bytes()),
+            _ => Some(self.info(id)?.size_bytes),
+        }
+    }
+
+    /// What the node that `id` is or filters allocates at once, in bytes; 1 where nobody says.
+    pub fn unit_bytes(&self, id: NodeId) -> u64 {
+        match self.node(self.skip_filters(id)).map(Node::body) {
+            Some(Body::Driver(driver)) => driver.unit_bytes(),
+            _ => 1,
+        }
+    }
+
     /// Files that nobody is using any more: whoever has them open still may close them.
     pub(crate) fn gone(&self) -> &[FileId] {
-        &self.gone
+        self.gone.files()
     }
 
     /// How many nodes are on top of each other from `id` down; stops counting past what a walk goes down.
@@ -318,6 +455,25 @@ impl Graph {
         FileId(self.next_file - 1)
     }
 
+    /// Did the user ask for it by itself, and not as somebody's child?
+    pub fn is_owned(&self, id: NodeId) -> bool {
+        self.asked_for.contains(&id)
+    }
+
+    /// `id`, and those of its children that were opened with it to hold its bytes, and so on down.
+    pub fn with_own_files(&self, id: NodeId) -> Vec<NodeId> {
+        let mut all = vec![id];
+        let mut at = 0;
+        while let Some(id) = all.get(at).copied() {
+            let shape = self.node(id).map(|node| node.shape());
+            let edges = shape.into_iter().flat_map(|shape| shape.edges());
+            let own = edges.filter(|edge| edge.role != Role::Cow && !self.is_owned(edge.child));
+            all.extend(own.map(|edge| edge.child));
+            at += 1;
+        }
+        all
+    }
+
     /// Says that a job put the filter `id` there, and not the user.
     pub fn set_implicit(&mut self, id: NodeId) {
         self.implicit.insert(id);
@@ -328,9 +484,63 @@ impl Graph {
         self.implicit.contains(&id)
     }
 
+    /// Is a request of `node` to wait for the next generation?
+    #[inline]
+    pub(crate) fn holds(&self, node: NodeId) -> bool {
+        self.held.as_ref().is_some_and(|held| held.has(node))
+    }
+
+    /// Is any?
+    pub(crate) fn is_held(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Does a filter above rely on that child of `parent` staying the same?
+    fn is_frozen(&self, parent: NodeId, edge: &Edge) -> bool {
+        if !matches!(edge.role, Role::Filtered | Role::Image | Role::Cow) {
+            return false;
+        }
+        self.nodes().any(|(id, node)| {
+            let bottom = match node.body() {
+                Body::Driver(driver) => driver.frozen_until(),
+                Body::Filter(filter) => filter.frozen_until(),
+            };
+            let Some(bottom) = bottom else {
+                return false;
+            };
+            self.links_down_to(id, bottom)
+                .contains(&(parent, edge.child))
+        })
+    }
+
+    /// The links from `top` down the chain to the layer of that name.
+    fn links_down_to(&self, top: NodeId, bottom: &str) -> Vec<(NodeId, NodeId)> {
+        let mut links = Vec::new();
+        let mut at = top;
+        for _ in 0..crate::map::DEPTH_MAX {
+            let Some(node) = self.node(at) else { break };
+            let below = node.shape().filtered().or(self.cow_child(at));
+            match below.filter(|_| node.name() != bottom) {
+                Some(below) => {
+                    links.push((at, below));
+                    at = below;
+                }
+                None => break,
+            }
+        }
+        links
+    }
+
     /// Adds a node and returns its id.
     pub fn insert(&mut self, new: NewNode) -> NodeId {
         self.insert_arc(Arc::new(Node::new(new)))
+    }
+
+    /// Remembers what a node was opened with.
+    fn keep_spec(&mut self, id: NodeId, spec: Arc<open::NodeSpec>) {
+        if let Some(Some(node)) = self.nodes.get_mut(id.0 as usize) {
+            Arc::make_mut(node).spec = Some(spec);
+        }
     }
 
     fn insert_arc(&mut self, node: Arc<Node>) -> NodeId {
@@ -339,8 +549,21 @@ impl Graph {
         id
     }
 
-    /// The same to be kept for later: it is nobody's generation.
-    fn kept(&self) -> Graph {
+    /// The same, a node having other bitmaps: a draft of the next generation.
+    pub(crate) fn with_bitmaps(&self, id: NodeId, bitmaps: Tracker) -> Graph {
+        let mut graph = self.kept();
+        graph.set_bitmaps(id, bitmaps);
+        graph
+    }
+
+    fn set_bitmaps(&mut self, id: NodeId, bitmaps: Tracker) {
+        if let Some(Some(node)) = self.nodes.get_mut(id.0 as usize) {
+            Arc::make_mut(node).bitmaps = bitmaps;
+        }
+    }
+
+    /// The same to be kept for later: it is nobody's generation, and nobody waits for whoever has it.
+    pub fn kept(&self) -> Graph {
         Graph {
             life: None,
             ..self.clone()

@@ -6,7 +6,7 @@
 
 mod filters;
 mod named;
-mod qcow2;
+pub(super) mod qcow2;
 
 pub use qcow2::{Backing, Qcow2Spec};
 
@@ -17,11 +17,13 @@ use super::perm::PermError;
 use super::{
     Access, Body, Common, Control, Current, Graph, NewNode, Node, Resources, Shape, Sharing,
 };
+use crate::bitmap::{DirtyBitmap, Tracker};
 use crate::driver::file::{self, FileError, FileOptions, OpenMode};
 use crate::driver::nbd::client::{self, ClientError, NbdOptions};
 use crate::driver::null::{Null, Reads};
 use crate::driver::qcow2::Qcow2Error;
 use crate::driver::raw::{Raw, Window, WindowError};
+use crate::driver::snapshot_access::SnapshotAccess;
 use crate::filter::delay::Delay;
 use crate::io::Io;
 use crate::map::DEPTH_MAX;
@@ -66,6 +68,11 @@ pub enum DriverSpec {
         file: Child,
         /// By how much.
         latency_ns: u64,
+    },
+    /// `snapshot-access`
+    SnapshotAccess {
+        /// The filter that keeps the snapshot.
+        file: Child,
     },
     /// `nbd`; `mode` is set from `common.access` unless it is [`OpenMode::Auto`].
     Nbd(Box<NbdOptions>),
@@ -190,16 +197,28 @@ pub fn open(
         graph: (*current.get()).clone(),
         opened: Vec::new(),
         above: Vec::new(),
+        bitmaps: Vec::new(),
         control,
     };
     match opening.node(spec, 0) {
         Ok(id) => {
             opening.graph.asked_for.insert(id);
+            opening.graph.note_made(id, &opening.opened);
             Ok((id, current.publish(opening.graph)))
         }
         Err(error) => {
             opening.undo();
             Err(error)
+        }
+    }
+}
+
+impl Graph {
+    /// The name of a new node: the one that was asked for, or one of its own. Errors: it is no name, or somebody has it.
+    pub fn name_for(&self, wanted: Option<&str>) -> Result<String, OpenError> {
+        match wanted {
+            Some(name) => check_name(self, name).map(|()| name.to_owned()),
+            None => Ok(generated_name(self)),
         }
     }
 }
@@ -244,6 +263,8 @@ struct Opening<'a> {
     opened: Vec<NodeId>,
     /// The files of the images whose backing or data file is being opened.
     above: Vec<FileIdentity>,
+    /// The bitmaps of the image that is being made a node, the newest first.
+    bitmaps: Vec<Arc<DirtyBitmap>>,
 }
 
 impl Opening<'_> {
@@ -251,6 +272,7 @@ impl Opening<'_> {
         if depth >= DEPTH_MAX {
             return Err(OpenError::TooDeep);
         }
+        let kept = Arc::new(spec.clone());
         let NodeSpec {
             name,
             common,
@@ -283,11 +305,15 @@ impl Opening<'_> {
             shape,
             files,
         });
+        self.graph.keep_spec(id, kept);
+        let bitmaps = std::mem::take(&mut self.bitmaps);
+        self.graph.set_bitmaps(id, Tracker::default().with(bitmaps));
         self.opened.push(id);
         if self.graph.depth(id) > DEPTH_MAX {
             return Err(OpenError::TooDeep);
         }
         self.graph.users.connect(&self.graph, id)?;
+        self.record_bitmaps(id)?;
         Ok(id)
     }
 
@@ -313,6 +339,16 @@ impl Opening<'_> {
             }
             DriverSpec::Qcow2(spec) => self.make_qcow2(*spec, common, depth),
             DriverSpec::Filter(spec) => self.make_filter(*spec, common, depth),
+            DriverSpec::SnapshotAccess { file } => {
+                let (child, below) = self.child(file, depth)?;
+                Ok(Made {
+                    kind: "snapshot-access",
+                    body: Body::Driver(Arc::new(SnapshotAccess::new(below))),
+                    shape: Shape::image(child),
+                    files: Vec::new(),
+                    access: common.access,
+                })
+            }
             DriverSpec::Delay { file, latency_ns } => {
                 let (child, _) = self.child(file, depth)?;
                 Ok(Made {
@@ -330,7 +366,8 @@ impl Opening<'_> {
         let mut options = spec.options;
         options.mode = asked(common.access, options.mode);
         let id = self.graph.new_file_id();
-        let (opened, access) = file::open(id, &options)?;
+        let sets = &self.control.resources.fd_sets;
+        let (opened, access) = file::open_with(id, &options, sets)?;
         Ok(Made {
             kind: options.kind.name(),
             files: vec![opened.file().clone()],
@@ -391,7 +428,7 @@ fn make_nbd(
 }
 
 /// A node that is read-only opens what it is on for reading, whatever else it might.
-fn asked(access: Access, mode: OpenMode) -> OpenMode {
+pub(super) fn asked(access: Access, mode: OpenMode) -> OpenMode {
     match (access, mode) {
         (Access::ReadOnly, _) => OpenMode::ReadOnly,
         (Access::ReadWrite, OpenMode::Auto) => OpenMode::Auto,

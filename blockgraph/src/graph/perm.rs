@@ -9,6 +9,7 @@ mod draft;
 use super::{Current, Graph};
 use crate::driver::file::LockError;
 use crate::node::NodeId;
+use crate::report::{self, Use};
 use draft::Draft;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -68,6 +69,9 @@ impl Perms {
     pub const WRITE_UNCHANGED: Perms = Perms([false, false, true, false]);
     /// Changing the size.
     pub const RESIZE: Perms = Perms([false, false, false, true]);
+
+    /// All but changing the size.
+    pub const ALL_BUT_RESIZE: Perms = Perms([true, true, true, false]);
 
     /// Is that one in it?
     pub fn has(self, perm: Perm) -> bool {
@@ -164,6 +168,22 @@ pub enum PermError {
     /// A writer on a node that takes no writes.
     #[error("Block node is read-only")]
     ReadOnly,
+    /// It takes no writes any more, and has writers.
+    #[error("Read-only block node '{0}' cannot support read-write users")]
+    BecomesReadOnly(String),
+    /// An active parent on an inactive child.
+    #[error("Inactive '{child}' can't be a {option} child of active '{parent}'")]
+    Inactive {
+        /// The child.
+        child: String,
+        /// As what.
+        option: &'static str,
+        /// Of whom.
+        parent: String,
+    },
+    /// A user that needs an active node.
+    #[error("Operation not permitted")]
+    NotIdle,
     /// There is no such node any more.
     #[error("Failed to find node")]
     Gone,
@@ -182,11 +202,24 @@ impl PermError {
     }
 }
 
+/// As what most users from outside the graph use a node.
+const ROOT: &str = "root";
+
 /// Who uses a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum By {
     Parent(NodeId, &'static str),
-    Outside(u64, String),
+    /// Its ticket, what it is called, and as what it uses the node.
+    Outside(u64, String, Idle, &'static str),
+}
+
+/// May a user from outside the graph go on while its node is inactive?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Idle {
+    /// It needs an active one.
+    Refused,
+    /// It asks for nothing then but to read (QEMU's `allow-inactive=`).
+    Allowed,
 }
 
 #[derive(Clone, Debug)]
@@ -197,15 +230,35 @@ struct User {
 }
 
 impl User {
+    fn shown(&self) -> Use {
+        let (by, option) = match &self.by {
+            By::Parent(parent, option) => (report::User::Parent(*parent), *option),
+            By::Outside(ticket, who, _, role) => {
+                (report::User::Outside(*ticket, who.clone()), *role)
+            }
+        };
+        Use {
+            by,
+            of: self.of,
+            option,
+            wants: self.wants,
+        }
+    }
+
     fn describe(&self, graph: &Graph) -> String {
         let name = |id| graph.node(id).map_or("", |node| node.name());
         let (who, edge) = match &self.by {
             By::Parent(parent, option) => (format!("node '{}'", name(*parent)), *option),
-            By::Outside(_, who) => (who.clone(), "root"),
+            By::Outside(_, who, _, role) => (who.clone(), *role),
         };
         format!("{who} (uses node '{}' as '{edge}' child)", name(self.of))
     }
 }
+
+/// The users before they agreed upon something else.
+#[derive(Debug)]
+#[must_use = "it has to be published, or taken back"]
+pub(super) struct Agreed(Vec<User>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -238,6 +291,43 @@ impl Users {
         users.any(|user| matches!(user.by, By::Outside(..)))
     }
 
+    /// Is it somebody's disk: is anybody outside the graph attached to it who is no job?
+    pub(super) fn is_root(&self, node: NodeId) -> bool {
+        let state = self.state();
+        let mut users = state.users.iter().filter(|user| user.of == node);
+        users.any(|user| matches!(user.by, By::Outside(.., ROOT)))
+    }
+
+    /// Is a job attached to it as to a part of what it works on?
+    pub(super) fn is_part(&self, node: NodeId) -> bool {
+        let state = self.state();
+        let mut users = state.users.iter().filter(|user| user.of == node);
+        users.any(|user| matches!(&user.by, By::Outside(.., role) if *role != ROOT))
+    }
+
+    /// Does anybody rely on what is read from `node`?
+    pub(super) fn is_read(&self, node: NodeId) -> bool {
+        let state = self.state();
+        draft::total(&state.users, node)
+            .needs
+            .has(Perm::ConsistentRead)
+    }
+
+    /// Every use of a node of `graph`.
+    pub(super) fn all(&self, graph: &Graph) -> Vec<Use> {
+        let state = self.state();
+        let known = state
+            .users
+            .iter()
+            .filter(|user| graph.node(user.of).is_some());
+        let mut uses: Vec<Use> = known.map(User::shown).collect();
+        uses.sort_by_key(|one| match &one.by {
+            report::User::Parent(id) => (1, u64::from(id.0)),
+            report::User::Outside(ticket, _) => (0, *ticket),
+        });
+        uses
+    }
+
     /// Every node of `graph` says anew what it asks of its children. Nodes of `before` that are not in it ask what they
     /// asked, until they are closed; `moved` says where those were that are somewhere else now.
     pub(super) fn rebuild(
@@ -245,7 +335,7 @@ impl Users {
         graph: &Graph,
         before: &Graph,
         moved: &BTreeMap<NodeId, NodeId>,
-    ) -> Result<(), PermError> {
+    ) -> Result<Agreed, PermError> {
         let was = |now: NodeId| moved.get(&now).copied().unwrap_or(now);
         let is_now = |was: NodeId| {
             moved
@@ -260,14 +350,34 @@ impl Users {
                 let left = graph.node(parent).is_none() && is_now(parent).is_none();
                 let of = is_now(user.of).unwrap_or(user.of);
                 let user = User { of, ..user.clone() };
-                (left && before.node(parent).is_some() && graph.node(of).is_some()).then_some(user)
+                // A filter that was taken out asks for nothing of its own: those above it now ask themselves.
+                let was_there = before.node(parent);
+                let asks = was_there.is_some_and(|node| node.shape().filtered().is_none());
+                (left && asks && graph.node(of).is_some()).then_some(user)
             }
         };
         let users = state.users.iter().filter_map(stays).collect();
         let mut draft = Draft::new(graph, users);
+        let now = |id| is_now(id).unwrap_or(id);
+        let order = state.users.iter().map(|user| match &user.by {
+            By::Parent(parent, option) => (now(user.of), By::Parent(now(*parent), option)),
+            outside => (user.of, outside.clone()),
+        });
+        draft.order = order.collect();
+        draft.before = Some(before);
         draft.ask(&graph.all_parents_first())?;
-        state.users = draft.commit(&state.users, was)?;
-        Ok(())
+        let users = draft.commit(&state.users, was)?;
+        Ok(Agreed(std::mem::replace(&mut state.users, users)))
+    }
+
+    /// Takes back what was agreed upon since; `before` is the graph of that time.
+    pub(super) fn restore(&self, agreed: Agreed, before: &Graph) {
+        let mut state = self.state();
+        state.users = agreed.0;
+        for id in before.all_parents_first() {
+            // They had just this before.
+            let _ = draft::permit(before, id, draft::total(&state.users, id));
+        }
     }
 
     /// Nodes that are not in `graph` ask for nothing any more.
@@ -294,7 +404,8 @@ impl Users {
         let mut state = self.state();
         let ticket = state.next;
         let mut draft = Draft::new(graph, state.users.clone());
-        draft.set(node, By::Outside(ticket, who.to_owned()), wants);
+        let by = By::Outside(ticket, who.to_owned(), Idle::Refused, ROOT);
+        draft.set(node, by, wants);
         draft.spread(node)?;
         state.users = draft.commit(&state.users, |id| id)?;
         state.next += 1;
@@ -303,7 +414,7 @@ impl Users {
 
     /// No longer.
     pub(super) fn give_back(&self, graph: &Graph, ticket: Ticket) {
-        let keep = |user: &User| !matches!(user.by, By::Outside(by, _) if by == ticket.0);
+        let keep = |user: &User| !matches!(user.by, By::Outside(by, ..) if by == ticket.0);
         self.retain(graph, keep);
     }
 
@@ -349,7 +460,7 @@ impl Drop for Attachment {
     fn drop(&mut self) {
         let graph = self.current.get();
         let ticket = self.ticket;
-        let keep = |user: &User| !matches!(user.by, By::Outside(by, _) if by == ticket);
+        let keep = |user: &User| !matches!(user.by, By::Outside(by, ..) if by == ticket);
         graph.users.retain(&graph, keep);
     }
 }
@@ -363,12 +474,42 @@ pub fn attach(
     wants: Wants,
     who: Option<String>,
 ) -> Result<Attachment, PermError> {
+    attach_idle(current, node, wants, who, Idle::Refused)
+}
+
+/// The same for a job, which says as what it uses the node.
+pub fn attach_job(
+    current: &Arc<Current>,
+    node: NodeId,
+    wants: Wants,
+    (who, role): (String, &'static str),
+) -> Result<Attachment, PermError> {
+    attach_by(current, node, wants, (who, Idle::Refused, role))
+}
+
+/// The same for a user that may go on while the node is inactive.
+pub fn attach_idle(
+    current: &Arc<Current>,
+    node: NodeId,
+    wants: Wants,
+    who: Option<String>,
+    idle: Idle,
+) -> Result<Attachment, PermError> {
+    let who = who.unwrap_or_else(|| "an unnamed block device".to_owned());
+    attach_by(current, node, wants, (who, idle, ROOT))
+}
+
+fn attach_by(
+    current: &Arc<Current>,
+    node: NodeId,
+    wants: Wants,
+    (who, idle, role): (String, Idle, &'static str),
+) -> Result<Attachment, PermError> {
     let graph = current.get();
     let mut state = graph.users.state();
     let ticket = state.next;
     let mut draft = Draft::new(&graph, state.users.clone());
-    let who = who.unwrap_or_else(|| "an unnamed block device".to_owned());
-    draft.set(node, By::Outside(ticket, who), wants);
+    draft.set(node, By::Outside(ticket, who, idle, role), wants);
     draft.spread(node)?;
     state.users = draft.commit(&state.users, |id| id)?;
     state.next += 1;

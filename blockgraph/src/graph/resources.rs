@@ -3,6 +3,7 @@
 //! The rule: whoever owns the control thread puts them here before a node that names them is opened; a node that was
 //! opened keeps what it took.
 
+use super::fdsets::FdSets;
 use crate::tls::{TlsClient, TlsCreds, TlsError};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -14,6 +15,8 @@ use thiserror::Error;
 pub struct Resources {
     creds: BTreeMap<String, Arc<TlsCreds>>,
     sockets: BTreeMap<i32, OwnedFd>,
+    /// Descriptors passed by clients, opened by name.
+    pub fd_sets: FdSets,
 }
 
 /// Why there is no TLS by that name; the texts are QEMU's.

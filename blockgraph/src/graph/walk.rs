@@ -4,12 +4,35 @@
 //! they are (`skip_filters`); whoever asks about what the user built asks past those alone that a job put there
 //! (`skip_implicit`).
 
-use super::{Graph, Role};
+use super::{Body, Graph, Role};
 use crate::map::DEPTH_MAX;
-use crate::node::NodeId;
+use crate::node::{NodeId, Zeroing};
+use crate::request::Unmap;
 use std::collections::BTreeSet;
 
 impl Graph {
+    /// Would a write of zeroes to `top` be faster than a write of data? A host that has not been asked yet is trusted once.
+    pub fn zeroes_fast(&self, top: NodeId, unmap: Unmap) -> bool {
+        let mut id = self.skip_filters(top);
+        for _ in 0..DEPTH_MAX {
+            let Some(node) = self.node(id) else {
+                return false;
+            };
+            let Body::Driver(driver) = node.body() else {
+                return false;
+            };
+            match driver.zeroing(unmap) {
+                Zeroing::Fast => return true,
+                Zeroing::Written => return false,
+                Zeroing::Below(role) => match node.shape().child(role) {
+                    Some(child) => id = self.skip_filters(child),
+                    None => return false,
+                },
+            }
+        }
+        false
+    }
+
     /// The first node from `id` down that is no filter: `id` itself if it is none.
     pub fn skip_filters(&self, id: NodeId) -> NodeId {
         self.skip(id, |_| true)

@@ -7,14 +7,19 @@
     reason = "each test file uses its own part, and no other crate any of it"
 )]
 
+pub mod bitmaps;
 pub mod corrupt;
 pub mod cow;
 pub mod fake_nbd;
+pub mod guests;
+pub mod history;
 pub mod model;
 pub mod nbd;
 pub mod pki;
 pub mod qcow2;
 pub mod qemu;
+pub mod sectors;
+pub mod sim;
 pub mod writes;
 
 use blockgraph::graph::open::{self, Child, DriverSpec, FileSpec, NodeSpec, OpenError};
@@ -69,6 +74,7 @@ pub struct Bench {
     pub current: Arc<Current>,
     pub lane: Lane,
     pub control: Control,
+    pub epochs: Arc<Epochs>,
     bell: ring::Bell,
 }
 
@@ -85,7 +91,8 @@ impl Bench {
         // Tasks are woken by other threads too: by whoever lets go of a held range, or of a pin.
         let bell = ring.bell();
         let lane = Lane::new(ring, current.clone(), epochs.clone(), mode);
-        let control = Control::in_mode(current.clone(), epochs, choice, mode).expect("a ring");
+        let control = Control::in_mode(current.clone(), epochs.clone(), choice, mode);
+        let control = control.expect("a ring");
         let fd = std::os::fd::AsRawFd::as_raw_fd(&bell);
         let ring = lane.ring().clone();
         ring.borrow_mut().start(Op::Poll { fd }, &[], 0, 0, BELL);
@@ -93,6 +100,7 @@ impl Bench {
             current,
             lane,
             control,
+            epochs,
             bell,
         }
     }

@@ -106,7 +106,16 @@ pub fn flat(path: &Path, format: &str) -> Vec<u8> {
     let raw = path.with_extension("flat");
     run(
         "qemu-img",
-        &["convert", "-f", format, "-O", "raw", text(path), text(&raw)],
+        &[
+            "convert",
+            "-U",
+            "-f",
+            format,
+            "-O",
+            "raw",
+            text(path),
+            text(&raw),
+        ],
     );
     let bytes = std::fs::read(&raw).expect("read");
     std::fs::remove_file(raw).expect("removed");

@@ -26,7 +26,12 @@ impl Ring {
             | Op::Punch { file, .. }
             | Op::Zero { file, .. }
             | Op::Truncate { file, .. } => match self.files.get(file.0 as usize) {
-                Some(Some(known)) => Some((known.target, known.align)),
+                Some(Some(known)) => {
+                    if let Some(end_bytes) = slot.op.written_end(slot.len_bytes) {
+                        known.open.writes_to(end_bytes);
+                    }
+                    Some((known.target, known.align))
+                }
                 _ => return Launch::Failed(Errno(libc::EBADF)),
             },
             _ => None,

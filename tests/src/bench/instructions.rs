@@ -7,28 +7,48 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use serde_json::json;
 use tempfile::TempDir;
 
 use super::load::{self, Direction, Load, Order, Waiting};
+use super::rows::filled_file;
 use crate::client::guest::{Guest, Setup};
 use crate::client::starter::{Disk, Kind, Node, Running};
+use crate::qmp::Qmp;
 
 const DEPTH: u16 = 32;
 const FEW: u32 = 100;
 const MANY: u32 = 600;
 const RUNS: usize = 3;
+/// Bitmaps that record, where there are any.
+const BITMAPS: usize = 8;
+/// What is asked for lies in the beginning of the disk.
+const DISK_BYTES: u64 = 1 << 20;
 
 /// First argument of ourselves as a wrapper: see [`super::process::exec_without_io_uring`].
 pub const REFUSE_IO_URING: &str = "--refuse-io-uring";
 
 /// What is measured.
-pub const SUBJECTS: [&str; 5] = ["null", "page-cache", "qcow2", "qcow2-write", "filters"];
+pub const SUBJECTS: [&str; 10] = [
+    "null",
+    "page-cache",
+    "page-cache-write",
+    "copied-write",
+    "bitmaps-write",
+    "qcow2",
+    "qcow2-write",
+    "chain-1",
+    "chain-16",
+    "filters",
+];
 
 /// A disk and what is asked of it.
 struct Subject {
     node: Node,
     direction: Direction,
+    read_only: bool,
     arguments: Vec<String>,
+    bitmaps: usize,
     _images: Option<TempDir>,
 }
 
@@ -37,33 +57,59 @@ impl Subject {
         let plain = |node| Subject {
             node,
             direction: Direction::Read,
+            read_only: false,
             arguments: Vec::new(),
+            bitmaps: 0,
             _images: None,
         };
-        if name == "null" {
-            return Ok(plain(Node::Null(1 << 30)));
-        }
-        if name == "page-cache" {
-            return Ok(plain(Node::File(file.to_owned())));
-        }
         let dir = TempDir::new()?;
         let image = dir.path().join("disk.qcow2");
-        super::rows::converted(file, &image)?;
+        let on_qcow2 = || -> io::Result<Subject> {
+            super::rows::converted(file, &image)?;
+            Ok(plain(super::rows::on_file(&image, "", "")))
+        };
+        let chain = |overlays| -> io::Result<Subject> {
+            let node = super::rows::overlaid(file, dir.path(), overlays)?;
+            Ok(Subject {
+                read_only: true,
+                ..plain(node)
+            })
+        };
         let subject = match name {
+            "null" => plain(Node::Null(1 << 30)),
+            "page-cache" => plain(Node::File(file.to_owned())),
+            // Others read what is in `file`.
+            "page-cache-write" => plain(Node::File(filled_file(dir.path(), DISK_BYTES)?)).writing(),
+            "copied-write" => {
+                let file = filled_file(dir.path(), DISK_BYTES)?;
+                plain(super::rows::copied(&file, DISK_BYTES, "")).writing()
+            }
+            "bitmaps-write" => Subject {
+                bitmaps: BITMAPS,
+                ..plain(Node::File(filled_file(dir.path(), DISK_BYTES)?)).writing()
+            },
+            "qcow2" => on_qcow2()?,
+            "qcow2-write" => on_qcow2()?.writing(),
+            "chain-1" => chain(1)?,
+            "chain-16" => chain(super::rows::LONG_CHAIN)?,
             "filters" => Subject {
+                node: super::rows::four_filters(&image),
                 arguments: vec!["--object".into(), super::rows::FAR_GROUP.into()],
-                ..plain(super::rows::four_filters(&image))
+                ..on_qcow2()?
             },
-            "qcow2-write" => Subject {
-                direction: Direction::Write,
-                ..plain(super::rows::on_file(&image, "", ""))
-            },
-            _ => plain(super::rows::on_file(&image, "", "")),
+            _ => return Err(io::Error::other(format!("no subject {name:?}"))),
         };
         Ok(Subject {
             _images: Some(dir),
             ..subject
         })
+    }
+
+    fn writing(self) -> Subject {
+        Subject {
+            direction: Direction::Write,
+            ..self
+        }
     }
 }
 
@@ -97,21 +143,30 @@ fn collect(subject: &Subject, bursts: u32) -> io::Result<u64> {
     // Polling would count instructions by the clock.
     let mut arguments = vec!["--object".into(), "iothread,id=t0,poll-max-ns=0".into()];
     arguments.extend(subject.arguments.iter().cloned());
+    let monitor = dir.path().join("monitor");
+    if subject.bitmaps > 0 {
+        let path = monitor.display();
+        let socket = format!("socket,id=m,path={path},server=on,wait=off");
+        arguments.extend(["--chardev".into(), socket, "--monitor".into(), "m".into()]);
+    }
     let disk = Disk {
         node: subject.node.clone(),
         file_options: "",
         export_options: "iothread=t0",
-        read_only: false,
+        read_only: subject.read_only,
         arguments,
     };
     let mut daemon = Running::start_under(&wrapper, Kind::Virtioblkd, &disk)?;
+    if subject.bitmaps > 0 {
+        add_bitmaps(&monitor, subject.bitmaps)?;
+    }
     let load = Load {
         block_bytes: 4096,
         depth: DEPTH,
         direction: subject.direction,
         order: Order::Sequential,
         waiting: Waiting::Block,
-        disk_bytes: 1 << 20,
+        disk_bytes: DISK_BYTES,
         stride_bytes: 4096,
     };
     let setup = Setup {
@@ -124,6 +179,17 @@ fn collect(subject: &Subject, bursts: u32) -> io::Result<u64> {
     drop(guest);
     daemon.terminate()?;
     total(&fs::read_to_string(out)?)
+}
+
+/// Over the daemon's monitor: bitmaps of the exported node.
+fn add_bitmaps(monitor: &Path, count: usize) -> io::Result<()> {
+    let mut monitor = Qmp::connect(monitor)?;
+    for number in 0..count {
+        let arguments = json!({"node": "n0", "name": format!("b{number}")});
+        let added = monitor.try_execute("block-dirty-bitmap-add", &arguments)?;
+        added.map_err(|error| io::Error::other(error.to_string()))?;
+    }
+    Ok(())
 }
 
 fn total(profile: &str) -> io::Result<u64> {

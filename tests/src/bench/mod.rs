@@ -9,6 +9,7 @@
 
 pub mod fio;
 pub mod instructions;
+pub mod jobs;
 pub mod load;
 pub mod nbd;
 pub mod process;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::median;
-use super::process::{cpu_ns, taskset};
+use super::process::{cpu_ns_of_ended_too, taskset};
 use super::rows::Effort;
 use crate::client::deadline;
 use crate::client::starter::Kind;
@@ -132,7 +132,7 @@ impl Running {
     /// Reads the whole disk once; answers how long it took, and the server's processor time.
     fn copy(&self) -> io::Result<(Duration, u64)> {
         let pin = taskset(&[CLIENT_CPU]);
-        let before = cpu_ns(self.child.id());
+        let before = cpu_ns_of_ended_too(self.child.id())?;
         let begun = Instant::now();
         let output = Command::new(&pin[0])
             .args(&pin[1..])
@@ -145,7 +145,9 @@ impl Running {
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
             return Err(io::Error::other(format!("nbdcopy: {said}")));
         }
-        Ok((took, cpu_ns(self.child.id()) - before))
+        // Ours ends a connection's thread when nbdcopy has gone, which may be after that.
+        let used = cpu_ns_of_ended_too(self.child.id())? - before;
+        Ok((took, used))
     }
 }
 

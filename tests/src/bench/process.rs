@@ -6,12 +6,36 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-/// Nanoseconds of processor time of all threads of a process, the kernel's workers for it included.
+/// Nanoseconds of processor time of all threads of a process that live, the kernel's workers for it included.
 pub fn cpu_ns(pid: u32) -> u64 {
     sum_over_threads(pid, |thread| {
         let stat = fs::read_to_string(thread.join("schedstat")).ok()?;
         stat.split_whitespace().next()?.parse().ok()
     })
+}
+
+/// The same with the threads that have ended, as where each connection has one: the process's own clock, to the nanosecond
+/// (clock_getcpuclockid(3)). Not for what waits to be reaped.
+///
+/// # Errors
+/// There is no such process.
+pub fn cpu_ns_of_ended_too(pid: u32) -> io::Result<u64> {
+    let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
+    let mut clock = 0;
+    // SAFETY: a valid place for a clock's number.
+    match unsafe { libc::clock_getcpuclockid(pid, &raw mut clock) } {
+        0 => {}
+        error => return Err(io::Error::from_raw_os_error(error)),
+    }
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: a valid place for a time.
+    match unsafe { libc::clock_gettime(clock, &raw mut time) } {
+        0 => Ok(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Times that threads of a process went to sleep and were woken.
@@ -110,5 +134,33 @@ fn refuse_io_uring() -> io::Result<()> {
     } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn what_a_thread_has_used_still_counts_when_it_has_ended() {
+        let pid = std::process::id();
+        let before = cpu_ns_of_ended_too(pid).expect("a process");
+        let busy = std::thread::spawn(|| {
+            let begun = Instant::now();
+            while own_ns() < 50_000_000 && begun.elapsed() < Duration::from_secs(20) {
+                std::hint::spin_loop();
+            }
+        });
+        busy.join().expect("no panic");
+        let used = cpu_ns_of_ended_too(pid).expect("a process") - before;
+        assert!(used >= 40_000_000, "{used} ns");
+    }
+
+    /// Of this thread alone: the sum over all shrinks where another test's thread ends.
+    fn own_ns() -> u64 {
+        let stat = fs::read_to_string("/proc/thread-self/schedstat").expect("a thread");
+        let used = stat.split_whitespace().next().expect("a figure");
+        used.parse().expect("a number")
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tests::bench::instructions::REFUSE_IO_URING;
 use tests::bench::process::exec_without_io_uring;
 use tests::bench::rows::{Effort, filled_file, idle, machine, run_all};
-use tests::bench::{instructions, median, nbd, report};
+use tests::bench::{instructions, jobs, median, nbd, report};
 
 fn main() -> io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -66,6 +66,10 @@ fn main() -> io::Result<()> {
     let nbd = nbd::run(&effort, &file)?;
     if !nbd.is_empty() {
         println!("\n{}", nbd::render(&nbd));
+    }
+    let jobs = jobs::run(&effort)?;
+    if !jobs.is_empty() {
+        println!("{}", jobs::render(&jobs));
     }
     if !goals.is_empty() {
         println!("\nGoals\n- {}", goals.join("\n- "));

@@ -6,9 +6,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use backend::queue::{Crew, Team, WorkerOptions};
+use backend::queue::{Crew, Polling, Team, WorkerOptions};
 use backend::vhost::{Link, RingStart};
 use backend::virtio_blk::{Cache, Disk, DiskOptions};
+use blockgraph::bitmap::{BitmapAdmin, Keeping, NewBitmap, State};
 use blockgraph::filter::throttle;
 use blockgraph::graph::Control;
 use blockgraph::graph::open::{NodeSpec, open};
@@ -38,6 +39,8 @@ pub struct Desk {
     pub memory: Arc<Memory>,
     /// The thread and the ring on it.
     pub crew: Crew,
+    /// What is on offer.
+    pub disk: Arc<Disk>,
     /// The session's socket as the front end has it: readable once the session was given up.
     pub front: UnixStream,
     back: UnixStream,
@@ -65,12 +68,29 @@ fn add_groups(current: &Current) {
 
 /// A writable node on a thread of its own.
 pub fn desk(choice: Choice, spec: NodeSpec) -> Desk {
+    desk_with_bitmaps(choice, spec, 0)
+}
+
+/// The same, so many bitmaps recording what is written.
+pub fn desk_with_bitmaps(choice: Choice, spec: NodeSpec, bitmaps: usize) -> Desk {
     let current = Arc::<Current>::default();
     add_groups(&current);
     let epochs = Arc::<Epochs>::default();
     let mut control = Control::new(current.clone(), epochs.clone(), Choice::Threads).unwrap();
     let (node, graph) = open(&current, spec, &mut control).unwrap();
-    let disk = Disk::new(&DiskOptions {
+    let name = graph.node(node).unwrap().name();
+    for number in 0..bitmaps {
+        let new = NewBitmap {
+            name: format!("bitmap{number}"),
+            granularity_bytes: None,
+            state: State::Recording,
+            keeping: Keeping::InMemory,
+        };
+        let (current, control) = (&current, &mut control);
+        let mut admin = BitmapAdmin { current, control };
+        admin.add(name, new).unwrap();
+    }
+    let disk = Arc::new(Disk::new(&DiskOptions {
         node,
         info: graph.info(node).unwrap(),
         writable: true,
@@ -79,12 +99,12 @@ pub fn desk(choice: Choice, spec: NodeSpec) -> Desk {
         serial: "desk".to_owned(),
         queues: 1,
         may_unmap: false,
-    });
+    }));
     let options = WorkerOptions {
         current,
         epochs: Arc::default(),
         engine: choice,
-        poll_max_ns: 0,
+        polling: Arc::new(Polling::up_to(0)),
         mode: Mode::Fast,
     };
     let team = Arc::new(Team::new("desk", 1, options));
@@ -97,7 +117,8 @@ pub fn desk(choice: Choice, spec: NodeSpec) -> Desk {
         ring,
         map: map(&memory),
         memory,
-        crew: Crew::new(team, Arc::new(disk)),
+        crew: Crew::new(team, disk.clone()),
+        disk,
         front,
         back,
     }
@@ -122,6 +143,15 @@ impl Desk {
 
     /// Starts the ring with that kick.
     pub fn start_with(&self, kick: OwnedFd) {
+        self.begin(kick, 0);
+    }
+
+    /// Starts the ring where it was stopped.
+    pub fn start_at(&self, next_avail: u16) {
+        self.begin(self.ring.kick_fd.as_fd_owned(), next_avail);
+    }
+
+    fn begin(&self, kick: OwnedFd, next_avail: u16) {
         let start = RingStart {
             layout: Layout {
                 size: self.ring.size,
@@ -129,7 +159,7 @@ impl Desk {
                 avail: self.ring.place.avail,
                 used: self.ring.place.used,
             },
-            next_avail: 0,
+            next_avail,
             features: RingFeatures {
                 event_idx: EventIdx::On,
                 indirect: Indirect::Off,

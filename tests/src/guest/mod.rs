@@ -29,7 +29,7 @@ pub use error::GuestError;
 use agent::{Agent, Silence};
 use cache::GuestCache;
 use initramfs::Image;
-use qemu::Qemu;
+use qemu::{OnLoss, Qemu};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,7 @@ pub const QUEUES: u16 = 4;
 #[derive(Debug, Clone)]
 pub struct GuestSpec {
     sockets: Vec<PathBuf>,
+    on_loss: OnLoss,
     time_limit: Duration,
 }
 
@@ -53,6 +54,7 @@ impl GuestSpec {
         let time_limit = TIME_LIMIT;
         GuestSpec {
             sockets,
+            on_loss: OnLoss::End,
             time_limit,
         }
     }
@@ -60,6 +62,12 @@ impl GuestSpec {
     /// Adds a disk, served at this socket: the first is `/dev/vda`, the next `/dev/vdb`.
     pub fn disk(mut self, socket: impl AsRef<Path>) -> GuestSpec {
         self.sockets.push(socket.as_ref().to_path_buf());
+        self
+    }
+
+    /// Disks wait for another daemon where theirs goes away.
+    pub fn reconnecting(mut self) -> GuestSpec {
+        self.on_loss = OnLoss::Reconnect;
         self
     }
 
@@ -107,7 +115,7 @@ impl Guest {
 
     fn launch(spec: &GuestSpec, image: &Image, accel: Accel) -> Result<Guest, GuestError> {
         let what = "start QEMU";
-        let (qemu, stdin, stdout) = Qemu::start(&spec.sockets, image, accel)
+        let (qemu, stdin, stdout) = Qemu::start(&spec.sockets, spec.on_loss, image, accel)
             .map_err(|source| GuestError::Prepare { what, source })?;
         let agent = Agent::new(stdin, stdout);
         let time_limit = spec.time_limit;

@@ -13,6 +13,15 @@ const MEMORY: &str = "768M";
 /// What of the console an error shows.
 const CONSOLE_TAIL_LINES: usize = 40;
 
+/// What becomes of a disk whose daemon goes away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OnLoss {
+    /// It is lost.
+    End,
+    /// Its requests wait for another daemon.
+    Reconnect,
+}
+
 #[derive(Debug)]
 pub(super) struct Qemu {
     child: Child,
@@ -23,6 +32,7 @@ impl Qemu {
     /// Starts QEMU with one vhost-user-blk device per socket and gives the ends of the guest's second serial port.
     pub(super) fn start(
         sockets: &[PathBuf],
+        on_loss: OnLoss,
         image: &Image,
         accel: Accel,
     ) -> io::Result<(Qemu, ChildStdin, ChildStdout)> {
@@ -36,7 +46,7 @@ impl Qemu {
             &console(directory.path()),
         );
         for (index, socket) in sockets.iter().enumerate() {
-            add_disk(&mut command, index, socket);
+            add_disk(&mut command, index, socket, on_loss);
         }
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         command.stderr(File::create(messages(directory.path()))?);
@@ -114,9 +124,13 @@ fn add_machine(command: &mut Command, image: &Image, disks: usize, console: &Pat
         ]);
 }
 
-fn add_disk(command: &mut Command, index: usize, socket: &Path) {
+fn add_disk(command: &mut Command, index: usize, socket: &Path, on_loss: OnLoss) {
     let queues = super::QUEUES;
-    let chardev = format!("socket,id=disk{index},path={}", socket.display());
+    let again = match on_loss {
+        OnLoss::End => "",
+        OnLoss::Reconnect => ",reconnect-ms=50",
+    };
+    let chardev = format!("socket,id=disk{index},path={}{again}", socket.display());
     let device = format!("vhost-user-blk-pci,chardev=disk{index},num-queues={queues}");
     command.args(["-chardev", &chardev, "-device", &device]);
 }

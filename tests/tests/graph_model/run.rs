@@ -241,7 +241,7 @@ impl<'a> Run<'a> {
             let started = lane.start(top, kind, span, &segs, token);
             lane.end_batch();
             match started {
-                Started::Full => self.turn()?,
+                Started::Full | Started::Held => self.turn()?,
                 Started::Pending => return Ok(()),
                 Started::Done(outcome) => return self.ended(token, outcome),
             }

@@ -13,6 +13,7 @@ mod ending;
 mod idle;
 mod locks;
 mod nbd_client;
+mod nbd_iothread;
 mod program;
 mod starting;
 mod support;

@@ -11,6 +11,41 @@ pub struct CopyOnReadOptions {
     pub bottom: Option<String>,
 }
 
+/// `copy-before-write`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopyBeforeWriteOptions {
+    /// The filtered child.
+    pub file: ChildRef,
+    /// Where old data is copied to.
+    pub target: ChildRef,
+    /// `bitmap`: what the snapshot has; `None`: everything.
+    pub bitmap: Option<NodeBitmap>,
+    /// `on-cbw-error`
+    pub on_error: OnCbwError,
+    /// `cbw-timeout`; 0: none.
+    pub timeout_s: u32,
+    /// `min-cluster-size`; 0: as the target likes it.
+    pub min_cluster_bytes: u64,
+}
+
+/// A bitmap by the names of its node and its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeBitmap {
+    /// The node's.
+    pub node: String,
+    /// The bitmap's.
+    pub name: String,
+}
+
+/// What becomes of a guest write whose copy fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnCbwError {
+    /// It fails.
+    BreakGuestWrite,
+    /// It is done, and the snapshot is given up.
+    BreakSnapshot,
+}
+
 /// `throttle`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ThrottleOptions {

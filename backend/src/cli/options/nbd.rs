@@ -61,8 +61,19 @@ pub struct NbdOptions {
     pub name: Option<String>,
     /// For people.
     pub description: Option<String>,
+    /// `bitmaps`: dirty bitmaps on offer, in the order they are told in.
+    pub bitmaps: Vec<BitmapRef>,
     /// `allocation-depth`: is `qemu:allocation-depth` on offer?
     pub allocation_depth: bool,
+}
+
+/// A dirty bitmap: by its name alone where a node is known, or by its node's and its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BitmapRef {
+    /// Whose; `None`: of the node it is said beside.
+    pub node: Option<String>,
+    /// Its name.
+    pub name: String,
 }
 
 /// `--object tls-creds-x509`

@@ -25,8 +25,6 @@ pub struct Qcow2Options {
     pub overlap_check: OverlapChecks,
     /// How much metadata is kept in memory.
     pub cache: Qcow2CacheOptions,
-    /// What the user says the image is encrypted with.
-    pub encrypt: Option<Qcow2Encryption>,
     /// `x-snapshot`, our own: an internal snapshot, by its id or else by its name, in place of the active disk.
     pub snapshot: Option<String>,
     /// `x-image-names`, our own: what the image, and those it names, may name.
@@ -68,15 +66,6 @@ pub struct Qcow2CacheOptions {
     pub refcount_size_bytes: Option<u64>,
     /// `cache-clean-interval`: what was not used for so long is let go; 0: never.
     pub clean_interval_s: Option<u32>,
-}
-
-/// `encrypt.format`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Qcow2Encryption {
-    /// The old way.
-    Aes,
-    /// With a LUKS header.
-    Luks,
 }
 
 /// `overlap-check`, its template applied.

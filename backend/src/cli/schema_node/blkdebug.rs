@@ -120,7 +120,7 @@ fn not_negative32(o: &mut Object, name: &str, later: &mut Later) -> Result<u64, 
 
 fn event(o: &mut Object) -> Result<&'static str, Refusal> {
     let Some(text) = o.string("event")? else {
-        return Err(Refusal::missing(&o.full_name("event")));
+        return Err(Refusal::missing(o.full_name("event")));
     };
     let known = EVENTS.iter().find(|event| **event == text);
     known
@@ -146,6 +146,6 @@ fn set_state(o: &mut Object) -> Result<SetState, Refusal> {
         state: o.int64("state")?.unwrap_or(0),
         new_state: o
             .int64("new_state")?
-            .ok_or_else(|| Refusal::missing(&o.full_name("new_state")))?,
+            .ok_or_else(|| Refusal::missing(o.full_name("new_state")))?,
     })
 }

@@ -1,6 +1,5 @@
 //! `file` and `host_device`.
 
-use super::refuse_unless_default;
 use crate::cli::error::{Later, Refusal};
 use crate::cli::options::{Aio, FileOptions, Locking, NodeCommon};
 use crate::cli::visit::Object;
@@ -27,26 +26,12 @@ pub(super) fn read(
     later.check(!filename.is_empty(), || {
         Refusal::new(format!("The '{driver}' block driver requires a file name"))
     });
-    let pr_manager = o.string("pr-manager")?;
-    later.check(pr_manager.is_none(), || {
-        Refusal::unsupported("'pr-manager'")
-    });
     let locking = o.word("locking", LOCKING)?.unwrap_or(Locking::Auto);
     let aio = o.word("aio", AIO)?;
     later.check(aio != Some(Aio::Native) || common.cache_direct, || {
         Refusal::new(
             "aio=native was specified, but it requires cache.direct=on, which was not specified.",
         )
-    });
-    refuse_unless_default(o, "aio-max-batch", later)?;
-    // The page cache is dropped when an inactive image becomes active; without inactive nodes nothing ever is.
-    let drops = o.boolean("drop-cache")?;
-    later.check(drops != Some(true), || {
-        Refusal::unsupported("'drop-cache=on'")
-    });
-    let checks = o.boolean("x-check-cache-dropped")?;
-    later.check(checks != Some(true), || {
-        Refusal::unsupported("'x-check-cache-dropped=on'")
     });
     Ok(FileOptions {
         filename: filename.into(),

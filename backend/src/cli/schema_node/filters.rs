@@ -1,9 +1,10 @@
-//! The filters with few options: copy-on-read, throttle, compress, preallocate.
+//! The filters with few options: copy-on-read, copy-before-write, throttle, compress, preallocate.
 
-use super::{Checks, file_child, not_negative};
+use super::{Checks, child, file_child, not_negative};
 use crate::cli::error::Refusal;
 use crate::cli::options::{
-    CompressOptions, CopyOnReadOptions, NodeCommon, PreallocateOptions, ThrottleOptions,
+    CompressOptions, CopyBeforeWriteOptions, CopyOnReadOptions, NodeBitmap, NodeCommon, OnCbwError,
+    PreallocateOptions, ThrottleOptions,
 };
 use crate::cli::visit::Object;
 
@@ -12,6 +13,37 @@ const PREALLOC_ALIGN_BYTES: u64 = 1 << 20;
 const PREALLOC_SIZE_BYTES: u64 = 128 << 20;
 /// `prealloc-align` is whole sectors.
 const SECTOR_LEN_BYTES: u64 = 512;
+
+const ON_CBW_ERROR: &[(&str, OnCbwError)] = &[
+    ("break-guest-write", OnCbwError::BreakGuestWrite),
+    ("break-snapshot", OnCbwError::BreakSnapshot),
+];
+
+pub(super) fn copy_before_write(
+    o: &mut Object,
+    common: &NodeCommon,
+    checks: &mut Checks,
+) -> Result<CopyBeforeWriteOptions, Refusal> {
+    let file = file_child(o, common, checks)?;
+    let target = child(o, "target", &common.for_child(), &mut checks.own)?;
+    let bitmap = o.object("bitmap")?.map(bitmap).transpose()?;
+    let on_error = o.word("on-cbw-error", ON_CBW_ERROR)?;
+    Ok(CopyBeforeWriteOptions {
+        file,
+        target,
+        bitmap,
+        on_error: on_error.unwrap_or(OnCbwError::BreakGuestWrite),
+        timeout_s: o.uint32("cbw-timeout")?.unwrap_or(0),
+        min_cluster_bytes: o.size("min-cluster-size")?.unwrap_or(0),
+    })
+}
+
+fn bitmap(mut o: Object) -> Result<NodeBitmap, Refusal> {
+    let node = o.required_string("node")?;
+    let name = o.required_string("name")?;
+    o.finish()?;
+    Ok(NodeBitmap { node, name })
+}
 
 pub(super) fn copy_on_read(
     o: &mut Object,

@@ -14,14 +14,12 @@ const STRING_LEN_MAX_BYTES: usize = 4096;
 enum Socket {
     Inet,
     Unix,
-    Vsock,
     Fd,
 }
 
 const SOCKETS: &[(&str, Socket)] = &[
     ("inet", Socket::Inet),
     ("unix", Socket::Unix),
-    ("vsock", Socket::Vsock),
     ("fd", Socket::Fd),
 ];
 
@@ -56,13 +54,12 @@ pub(super) fn read(o: &mut Object, later: &mut Later) -> Result<NbdClientOptions
 
 fn server(mut o: Object, later: &mut Later) -> Result<NbdServerAt, Refusal> {
     let Some(socket) = o.word("type", SOCKETS)? else {
-        return Err(Refusal::missing(&o.full_name("type")));
+        return Err(Refusal::missing(o.full_name("type")));
     };
     let server = match socket {
         Socket::Unix => unix(&mut o, later)?,
         Socket::Inet => NbdServerAt::Inet(inet(&mut o, later)?),
         Socket::Fd => fd(&mut o, later)?,
-        Socket::Vsock => return Err(Refusal::unsupported("address type 'vsock'")),
     };
     o.finish()?;
     Ok(server)
@@ -70,13 +67,6 @@ fn server(mut o: Object, later: &mut Later) -> Result<NbdServerAt, Refusal> {
 
 fn unix(o: &mut Object, later: &mut Later) -> Result<NbdServerAt, Refusal> {
     let path = o.required_string("path")?;
-    let in_abstract = o.boolean("abstract")?.unwrap_or(false);
-    later.check(!in_abstract, || {
-        Refusal::unsupported("'server.abstract=on'")
-    });
-    // Only says how abstract names are padded.
-    let tight = o.boolean("tight")?.unwrap_or(true);
-    later.check(tight, || Refusal::unsupported("'server.tight=off'"));
     later.check(path.len() < UNIX_PATH_LEN_BYTES, || {
         Refusal::new(format!(
             "UNIX socket path '{path}' is too long\nPath must be less than {UNIX_PATH_LEN_BYTES} bytes"
@@ -89,10 +79,6 @@ fn inet(o: &mut Object, later: &mut Later) -> Result<NbdInetServer, Refusal> {
     let host = o.required_string("host")?;
     let port = o.required_string("port")?;
     let numeric = o.boolean("numeric")?.unwrap_or(false);
-    let to = o.uint16("to")?;
-    later.check(to.is_none(), || {
-        Refusal::new("'server.to' is for whoever listens")
-    });
     let ipv4 = o.boolean("ipv4")?;
     let ipv6 = o.boolean("ipv6")?;
     later.check((ipv4, ipv6) != (Some(false), Some(false)), || {
@@ -100,8 +86,6 @@ fn inet(o: &mut Object, later: &mut Later) -> Result<NbdInetServer, Refusal> {
     });
     // Not said is on: a server whose host vanished would otherwise never be missed.
     let keep_alive = o.boolean("keep-alive")?.unwrap_or(true);
-    let mptcp = o.boolean("mptcp")?.unwrap_or(false);
-    later.check(!mptcp, || Refusal::unsupported("'server.mptcp=on'"));
     Ok(NbdInetServer {
         host,
         port,

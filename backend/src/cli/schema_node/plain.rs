@@ -1,8 +1,10 @@
-//! `raw`, the two null drivers and our own delay: what has hardly any options.
+//! `raw`, `snapshot-access`, the two null drivers and our own delay: what has hardly any options.
 
 use super::{Checks, file_child, not_negative};
 use crate::cli::error::{Later, Refusal};
-use crate::cli::options::{DelayOptions, NodeCommon, NullOptions, RawOptions};
+use crate::cli::options::{
+    DelayOptions, NodeCommon, NullOptions, RawOptions, SnapshotAccessOptions,
+};
 use crate::cli::visit::Object;
 
 /// The default size of `null-co` and `null-aio`.
@@ -45,6 +47,16 @@ pub(super) fn delay(
     Ok(DelayOptions {
         file: file_child(o, common, checks)?,
         latency_ns: latency_ns(o, &mut checks.own)?,
+    })
+}
+
+pub(super) fn snapshot_access(
+    o: &mut Object,
+    common: &NodeCommon,
+    checks: &mut Checks,
+) -> Result<SnapshotAccessOptions, Refusal> {
+    Ok(SnapshotAccessOptions {
+        file: file_child(o, common, checks)?,
     })
 }
 

@@ -3,8 +3,7 @@
 use super::{Checks, child_of, file_child, not_negative};
 use crate::cli::error::{Later, Refusal};
 use crate::cli::options::{
-    Backing, ImageNames, NodeCommon, OverlapChecks, Qcow2CacheOptions, Qcow2Encryption,
-    Qcow2Options,
+    Backing, ImageNames, NodeCommon, OverlapChecks, Qcow2CacheOptions, Qcow2Options,
 };
 use crate::cli::visit::{NameOrObject, Object, WordOrObject};
 
@@ -21,11 +20,6 @@ const TEMPLATES: &[(&str, Template)] = &[
     ("constant", Template::Constant),
     ("cached", Template::Cached),
     ("all", Template::All),
-];
-
-const ENCRYPTION: &[(&str, Qcow2Encryption)] = &[
-    ("aes", Qcow2Encryption::Aes),
-    ("luks", Qcow2Encryption::Luks),
 ];
 
 const IMAGE_NAMES: &[(&str, ImageNames)] =
@@ -47,7 +41,6 @@ pub(super) fn read(
     // The data file is opened before the other options are looked at, so its complaints come first.
     let mut later = Later::default();
     let cache = cache(o, &mut later)?;
-    let encrypt = o.object("encrypt")?.map(encrypt).transpose()?;
     let data_file = match o.name_or_object_if_any("data-file", "BlockdevRef")? {
         Some(member) => Some(child_of(member, &common.for_child(), &mut checks.own)?),
         None => None,
@@ -67,7 +60,6 @@ pub(super) fn read(
         discard_no_unref,
         overlap_check,
         cache,
-        encrypt,
         snapshot,
         image_names: image_names.unwrap_or(ImageNames::Paths),
         probe_backing,
@@ -125,16 +117,6 @@ fn cache(o: &mut Object, later: &mut Later) -> Result<Qcow2CacheOptions, Refusal
         refcount_size_bytes,
         clean_interval_s: interval.and_then(Result::ok),
     })
-}
-
-fn encrypt(mut o: Object) -> Result<Qcow2Encryption, Refusal> {
-    let Some(format) = o.word("format", ENCRYPTION)? else {
-        return Err(Refusal::missing(&o.full_name("format")));
-    };
-    // No key is ever needed: an encrypted image is refused, and so is the option where the image is not encrypted.
-    o.string("key-secret")?;
-    o.finish()?;
-    Ok(format)
 }
 
 fn overlap_check(o: &mut Object) -> Result<OverlapChecks, Refusal> {

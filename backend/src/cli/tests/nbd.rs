@@ -120,7 +120,7 @@ fn refusals_of_servers() {
         ),
         (
             "server.type=vsock,server.cid=3,server.port=1",
-            "address type 'vsock' is not supported by this version",
+            "Parameter 'type' does not accept value 'vsock'",
         ),
     ] {
         assert_eq!(refusal(argument), expected, "{argument}");

@@ -25,6 +25,8 @@ pub(super) struct Budget {
 pub(super) struct Permit {
     budget: Rc<Budget>,
     bytes: Cell<usize>,
+    /// When the disk was first asked.
+    began_ns: Cell<u64>,
 }
 
 impl Budget {
@@ -41,6 +43,7 @@ impl Budget {
         Some(Rc::new(Permit {
             budget: self.clone(),
             bytes: Cell::new(bytes),
+            began_ns: Cell::new(0),
         }))
     }
 
@@ -56,6 +59,16 @@ impl Budget {
 }
 
 impl Permit {
+    /// The disk is asked now.
+    pub(super) fn begin(&self, now_ns: u64) {
+        self.began_ns.set(now_ns);
+    }
+
+    /// When it was.
+    pub(super) fn began_ns(&self) -> u64 {
+        self.began_ns.get()
+    }
+
     /// The reply turned out to be that much longer.
     pub(super) fn grow(&self, bytes: usize) {
         self.bytes.set(self.bytes.get() + bytes);

@@ -4,11 +4,12 @@ use super::budget::Permit;
 use super::exports::{Context, Export};
 use super::outbox::Outbox;
 use super::pool::{Lease, Pool};
-use blockgraph::Span;
+use crate::stats::{Counted, Ended, Tally};
 use blockgraph::driver::nbd::wire::{
-    Chunk, ChunkHead, ChunkKind, ErrorChunk, ExtentForm, Form, Hole, NbdError, RequestHead,
-    SimpleReply, StatusChunk,
+    Chunk, ChunkHead, ChunkKind, Command, ErrorChunk, ExtentForm, Form, Hole, NbdError,
+    RequestHead, SimpleReply, StatusChunk,
 };
+use blockgraph::{Span, clock};
 use ring::{Errno, Mem};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -23,12 +24,33 @@ pub(super) struct Desk {
     pub(super) contexts: Vec<Context>,
     /// Never borrowed across an await.
     pub(super) outbox: RefCell<Outbox>,
+    /// Never borrowed across an await either.
+    tally: RefCell<Tally>,
     pool: RefCell<Pool>,
     /// Where data, and no hole, was seen last. That stays true in the only way that counts: what has become zeroes since
     /// may still be sent as data.
     known_data: Cell<Span>,
     /// Is the connection to end? What may take long looks here.
     closing: AtomicBool,
+    /// Tasks that have not ended.
+    in_flight: Cell<usize>,
+}
+
+/// A task of the connection, until this is dropped.
+#[derive(Debug)]
+pub(super) struct UnderWay(Rc<Desk>);
+
+impl UnderWay {
+    pub(super) fn begin(desk: &Rc<Desk>) -> UnderWay {
+        desk.in_flight.set(desk.in_flight.get() + 1);
+        UnderWay(desk.clone())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.in_flight.set(self.0.in_flight.get() - 1);
+    }
 }
 
 impl Desk {
@@ -38,15 +60,23 @@ impl Desk {
         contexts: Vec<Context>,
         outbox: Outbox,
     ) -> Desk {
+        let tally = RefCell::new(export.options.stats.tally());
         Desk {
             export,
+            tally,
             form,
             contexts,
             outbox: RefCell::new(outbox),
             pool: RefCell::default(),
             known_data: Cell::new(Span { at: 0, len: 0 }),
             closing: AtomicBool::new(false),
+            in_flight: Cell::new(0),
         }
+    }
+
+    /// Tasks that have not ended.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.get()
     }
 
     /// Memory for data. Errors: ENOMEM.
@@ -64,6 +94,43 @@ impl Desk {
     /// The same, of what was seen through a window that is gone.
     pub(super) fn recycle_memory(&self, memory: Mem) {
         self.pool.borrow_mut().put(memory);
+    }
+
+    /// Requests are taken, and ends are counted, at another moment than before.
+    pub(super) fn begin_batch(&self) {
+        self.tally.borrow_mut().begin_batch();
+    }
+
+    /// Shows what was counted.
+    pub(super) fn publish(&self) {
+        let mut tally = self.tally.borrow_mut();
+        tally.publish(self.in_flight() as u64, clock::now_ns());
+    }
+
+    /// The disk is asked for something.
+    pub(super) fn begin(&self, head: &RequestHead, permit: &Permit) {
+        permit.begin(clock::now_ns());
+        if counted_as(head.command) == Some(Counted::Write) {
+            let end = head.at.saturating_add(head.len);
+            self.tally.borrow_mut().wrote_to(end);
+        }
+    }
+
+    /// Its answer is known.
+    pub(super) fn ended(&self, head: &RequestHead, permit: &Permit, how: Ended) {
+        if let Some(op) = counted_as(head.command) {
+            let time_ns = clock::now_ns().saturating_sub(permit.began_ns());
+            let mut tally = self.tally.borrow_mut();
+            let bytes = if op == Counted::Flush { 0 } else { head.len };
+            tally.ended(op, how, bytes, time_ns);
+        }
+    }
+
+    /// It was not asked: the request makes no sense.
+    pub(super) fn refused(&self, head: &RequestHead) {
+        if let Some(op) = counted_as(head.command) {
+            self.tally.borrow_mut().refused(op);
+        }
     }
 
     pub(super) fn close(&self) {
@@ -90,7 +157,7 @@ impl Desk {
 
     /// A reply that says that all went well and nothing else.
     pub(super) fn done(&self, head: &RequestHead, permit: &Rc<Permit>) {
-        let empty_read = head.command == blockgraph::driver::nbd::wire::Command::Read;
+        let empty_read = head.command == Command::Read;
         let bytes = match self.form {
             Form::Simple => simple(head, None),
             // QEMU's choice: a structured reply only where one is required.
@@ -199,6 +266,17 @@ impl Desk {
         };
         chunk.encode(self.form, &mut bytes);
         bytes
+    }
+}
+
+/// What moves no data to or from the client is not counted.
+fn counted_as(command: Command) -> Option<Counted> {
+    match command {
+        Command::Read => Some(Counted::Read),
+        Command::Write | Command::WriteZeroes => Some(Counted::Write),
+        Command::Flush => Some(Counted::Flush),
+        Command::Trim => Some(Counted::Unmap),
+        Command::Cache | Command::BlockStatus | Command::Disconnect | Command::Other(_) => None,
     }
 }
 

@@ -1,10 +1,15 @@
 //! What is on offer: exports by name, and the counted list of them.
 
+use crate::queue::Team;
+use crate::stats::ExportStats;
 use blockgraph::NodeId;
-use blockgraph::driver::nbd::wire::{CONTEXT_ALLOCATION, CONTEXT_DEPTH, ExportHead, Form};
+use blockgraph::bitmap::DirtyBitmap;
+use blockgraph::driver::nbd::wire::{
+    CONTEXT_ALLOCATION, CONTEXT_BITMAP, CONTEXT_DEPTH, ExportHead, Form,
+};
 use ring::{Choice, Durability};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// May clients write?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +48,22 @@ pub struct NbdExportOptions {
     pub durability: Durability,
     /// Is `qemu:allocation-depth` on offer?
     pub allocation_depth: AllocationDepth,
-    /// What carries the I/O of its connections out.
-    pub engine: Choice,
+    /// Dirty bitmaps on offer.
+    pub bitmaps: Vec<Arc<DirtyBitmap>>,
+    /// Where its connections live.
+    pub runs: Runs,
+    /// What its clients have asked for.
+    pub stats: Arc<ExportStats>,
+}
+
+/// Where connections live.
+#[derive(Clone, Debug)]
+pub enum Runs {
+    /// Each on a thread of its own; what carries its I/O out.
+    Alone(Choice),
+    /// On the threads of an iothread, beside whatever else lives there. A connection does not keep the thread it lives on:
+    /// that one would have to wait for its own end.
+    On(Weak<Team>),
 }
 
 /// An export.
@@ -86,10 +105,31 @@ impl Export {
     }
 
     /// The contexts it has, in the order they are listed in.
-    pub(super) fn contexts(&self) -> &'static [Context] {
-        match self.options.allocation_depth {
-            AllocationDepth::Told => &[Context::Allocation, Context::Depth],
-            AllocationDepth::Hidden => &[Context::Allocation],
+    pub(super) fn contexts(&self) -> Vec<Context> {
+        let depth = match self.options.allocation_depth {
+            AllocationDepth::Told => Some(Context::Depth),
+            AllocationDepth::Hidden => None,
+        };
+        let bitmaps = (0_u32..).zip(&self.options.bitmaps);
+        let bitmaps = bitmaps.map(|(at, _)| Context::Bitmap(at));
+        let first = [Some(Context::Allocation), depth];
+        first.into_iter().flatten().chain(bitmaps).collect()
+    }
+
+    /// The bitmap that stands at that place in the list.
+    pub(super) fn bitmap(&self, at: u32) -> Option<&DirtyBitmap> {
+        self.options.bitmaps.get(at as usize).map(Arc::as_ref)
+    }
+
+    /// What a context is called.
+    pub(super) fn name_of(&self, context: Context) -> String {
+        match context {
+            Context::Allocation => CONTEXT_ALLOCATION.to_owned(),
+            Context::Depth => CONTEXT_DEPTH.to_owned(),
+            Context::Bitmap(at) => {
+                let name = self.bitmap(at).map_or("", DirtyBitmap::name);
+                format!("{CONTEXT_BITMAP}{name}")
+            }
         }
     }
 }
@@ -101,6 +141,8 @@ pub(super) enum Context {
     Allocation,
     /// Which layer of a chain.
     Depth,
+    /// What was written: a dirty bitmap, by its place in the export's list.
+    Bitmap(u32),
 }
 
 impl Context {
@@ -109,22 +151,16 @@ impl Context {
         match self {
             Context::Allocation => 0,
             Context::Depth => 1,
+            Context::Bitmap(at) => 2 + at,
         }
     }
 
-    /// Its name.
-    pub(super) fn name(self) -> &'static str {
+    /// What a listing may ask for instead of its name: "wildcards" stand for all they begin.
+    pub(super) fn wildcards(self) -> &'static [&'static str] {
         match self {
-            Context::Allocation => CONTEXT_ALLOCATION,
-            Context::Depth => CONTEXT_DEPTH,
-        }
-    }
-
-    /// Its namespace, with the colon.
-    pub(super) fn namespace(self) -> &'static str {
-        match self {
-            Context::Allocation => "base:",
-            Context::Depth => "qemu:",
+            Context::Allocation => &["base:"],
+            Context::Depth => &["qemu:"],
+            Context::Bitmap(_) => &["qemu:", CONTEXT_BITMAP],
         }
     }
 }

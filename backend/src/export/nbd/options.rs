@@ -7,8 +7,8 @@ use super::exports::{Context, Export};
 use super::handshake::{Handshake, option_name};
 use super::line::{Gone, Line};
 use blockgraph::driver::nbd::wire::{
-    BlockSizes, Form, Info, InfoKind, MetaReply, OptionHead, OptionKind, OptionReplyKind,
-    STRING_BYTES_MAX,
+    BlockSizes, CONTEXT_BITMAP, Form, Info, InfoKind, MetaReply, OptionHead, OptionKind,
+    OptionReplyKind, STRING_BYTES_MAX,
 };
 use std::sync::Arc;
 
@@ -217,8 +217,8 @@ impl Handshake<'_> {
         for context in &found {
             let mut bytes = Vec::new();
             let id = if sets { context.id() } else { 0 };
-            let name = context.name();
-            MetaReply { id, name }.encode(&mut bytes);
+            let name = export.name_of(*context);
+            MetaReply { id, name: &name }.encode(&mut bytes);
             self.reply(head.kind, OptionReplyKind::MetaContext, &bytes)?;
         }
         if sets {
@@ -238,22 +238,26 @@ impl Handshake<'_> {
         let all = export.contexts();
         if lists && count == 0 {
             payload.end()?;
-            return Ok(all.to_vec());
+            return Ok(all);
         }
+        let names: Vec<String> = all.iter().map(|context| export.name_of(*context)).collect();
         let mut found = vec![false; all.len()];
         for _ in 0..count {
             let Some(query) = read_query(payload, &mut self.line)? else {
                 continue;
             };
-            for (found, context) in found.iter_mut().zip(all) {
-                // "wildcards" are for listings: a bare namespace stands for all in it.
-                let whole = lists && query == context.namespace().as_bytes();
-                *found |= whole || query == context.name().as_bytes();
+            // The first of that name; a listing may also ask by how names begin.
+            if let Some(first) = names.iter().position(|name| name.as_bytes() == query) {
+                found[first] = true;
+            }
+            for (found, context) in found.iter_mut().zip(&all) {
+                let begins = |wildcard: &&str| wildcard.as_bytes() == query;
+                *found |= lists && context.wildcards().iter().any(begins);
             }
         }
         payload.end()?;
-        let named = all.iter().zip(found).filter(|(_, found)| *found);
-        Ok(named.map(|(context, _)| *context).collect())
+        let named = all.into_iter().zip(found).filter(|(_, found)| *found);
+        Ok(named.map(|(context, _)| context).collect())
     }
 }
 
@@ -278,7 +282,8 @@ fn read_queries(payload: &mut Payload, line: &mut Line) -> Result<Queries, Wrong
 
 /// One query; `None` if it is longer than any context's name.
 fn read_query(payload: &mut Payload, line: &mut Line) -> Result<Option<Vec<u8>>, Wrong> {
-    const NAME_BYTES_MAX: u32 = 64;
+    // The longest is that of a bitmap, whose own name has at most 1023.
+    const NAME_BYTES_MAX: u32 = CONTEXT_BITMAP.len() as u32 + 1023;
     let len = payload.u32(line)?;
     if len > NAME_BYTES_MAX {
         payload.skip(line, len)?;

@@ -13,6 +13,9 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+/// Sent in one turn; whoever shares the thread has a turn then.
+const TURN_BYTES: usize = 2 << 20;
+
 /// What counts as progress of a frame that is not yet gone.
 const PROGRESS_BYTES: usize = 64 << 10;
 
@@ -38,6 +41,8 @@ impl Frame {
 #[derive(Debug)]
 pub(super) struct Outbox {
     frames: VecDeque<Frame>,
+    /// What of them has not left.
+    bytes: usize,
     /// How much of the first frame's head is gone, and of nothing else.
     sent_bytes: usize,
     /// How much has gone since the clock was set.
@@ -53,12 +58,15 @@ pub(super) enum Sent {
     All,
     /// The socket takes no more for now.
     Some,
+    /// It takes more, but that is enough for one turn.
+    Enough,
 }
 
 impl Outbox {
     pub(super) fn new(timeout: Duration) -> Outbox {
         Outbox {
             frames: VecDeque::new(),
+            bytes: 0,
             sent_bytes: 0,
             progress_bytes: 0,
             timeout,
@@ -73,12 +81,19 @@ impl Outbox {
 
     /// A frame with data after its head.
     pub(super) fn push_data(&mut self, head: Vec<u8>, data: Lease, permit: &Rc<Permit>) {
-        self.frames.push_back(Frame {
+        let frame = Frame {
             head,
             body: data.mem,
             memory: data.memory,
             _permit: permit.clone(),
-        });
+        };
+        self.bytes += frame.len();
+        self.frames.push_back(frame);
+    }
+
+    /// How much has not left.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Is there nothing to send?
@@ -98,9 +113,16 @@ impl Outbox {
         transport: &mut Transport,
         mut recycle: impl FnMut(Mem),
     ) -> io::Result<Sent> {
+        let mut sent = 0;
         while !self.is_empty() {
+            if sent >= TURN_BYTES {
+                return Ok(Sent::Enough);
+            }
             match transport.send(self.pieces()) {
-                Ok(len) => self.advance(len, &mut recycle),
+                Ok(len) => {
+                    sent += len;
+                    self.advance(len, &mut recycle);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return self.stuck(),
                 Err(error) => return Err(error),
             }
@@ -127,6 +149,7 @@ impl Outbox {
     /// That much more is gone.
     fn advance(&mut self, len: usize, recycle: &mut impl FnMut(Mem)) {
         self.progress_bytes += len;
+        self.bytes -= len;
         let mut left = self.sent_bytes + len;
         while let Some(frame) = self.frames.front() {
             if left < frame.len() {

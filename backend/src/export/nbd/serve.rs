@@ -6,7 +6,7 @@ use super::admit::{Ask, CACHE_STEP_BYTES};
 use super::budget::Permit;
 use super::desk::Desk;
 use super::pool::Lease;
-use super::zeroing;
+use crate::stats::Ended;
 use blockgraph::driver::nbd::wire::{NbdError, RequestHead};
 use blockgraph::graph::status::{Until, status_above};
 use blockgraph::{Io, Kind, Outcome, Request, Span, Unmap};
@@ -64,12 +64,20 @@ impl Job {
 
     fn end(&self, outcome: Outcome, text: &str) {
         match outcome {
-            Ok(()) => self.desk.done(&self.head, &self.permit),
+            Ok(()) => {
+                self.count(Ended::Done);
+                self.desk.done(&self.head, &self.permit);
+            }
             Err(errno) => self.fail(errno, text),
         }
     }
 
+    fn count(&self, how: Ended) {
+        self.desk.ended(&self.head, &self.permit, how);
+    }
+
     fn fail(&self, errno: Errno, text: &str) {
+        self.count(Ended::Failed);
         let error = NbdError::from_errno(errno.0);
         self.desk.failed(&self.head, error, text, &self.permit);
     }
@@ -111,7 +119,7 @@ impl Job {
             false => Unmap::Allow,
         };
         let node = self.desk.export.options.node;
-        if fast && !zeroing::is_fast(self.io.graph(), node, unmap) {
+        if fast && !self.io.graph().zeroes_fast(node, unmap) {
             return Err(Errno::NOTSUP);
         }
         let kind = Kind::WriteZeroes(unmap, self.durability(fua));
@@ -138,14 +146,15 @@ impl Job {
             return self.fail(Errno::INVAL, "reading from file failed");
         };
         if span.is_empty() {
-            return self.desk.done(&self.head, &self.permit);
+            return self.end(Ok(()), "");
         }
         let result = match self.desk.has_chunks() && !whole {
             true => self.read_sparse(span).await,
             false => self.read_data(span, true).await,
         };
-        if let Err((errno, text)) = result {
-            self.fail(errno, text);
+        match result {
+            Ok(()) => self.count(Ended::Done),
+            Err((errno, text)) => self.fail(errno, text),
         }
     }
 

@@ -1,25 +1,31 @@
-//! The server: a thread that lets clients in, and a thread for each of them.
+//! The server: a thread that lets clients in, and a thread for each of them; for its handshake only, where the export has
+//! an iothread.
 //!
 //! The rule: whoever stops a server or takes an export away waits for the disk at most, never for a client.
 
-use super::exports::{Export, Exports, NbdExportOptions};
+use super::exports::{Export, Exports, NbdExportOptions, Runs};
 use super::handshake::{Terms, shake_hands};
 use super::line::{Gone, Line};
+use super::seat::{Seats, Taken};
 use super::session::Session;
 use super::transport::Transport;
+use crate::queue::{Arrival, run_alone};
 use blockgraph::pin::Epochs;
 use blockgraph::{Current, Lane, Mode};
 use ring::{Bell, Ring};
 use rustls::ServerConfig;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long nobody is let in after that failed: out of descriptors is not mended by trying again at once.
 const RETRY: Duration = Duration::from_millis(250);
+
+/// How much a unix socket takes before its client has read it.
+const UNIX_BUFFER_BYTES: usize = 1 << 20;
 
 /// What a server is made with.
 #[derive(Debug)]
@@ -64,51 +70,8 @@ struct Shared {
     /// Wakes the thread that lets clients in.
     bell: Bell,
     stopping: AtomicBool,
-    /// One for each connection. Never held across anything that waits, but by `left`.
-    seats: Mutex<Vec<Arc<Seat>>>,
-    /// Somebody left.
-    left: Condvar,
-}
-
-/// A connection as others see it.
-#[derive(Debug)]
-pub(super) struct Seat {
-    bell: Bell,
-    closing: AtomicBool,
-    export: Mutex<Option<Arc<Export>>>,
-}
-
-impl Seat {
-    /// Rings when the connection is to look around.
-    pub(super) fn bell(&self) -> &Bell {
-        &self.bell
-    }
-
-    /// Is the connection to end?
-    pub(super) fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::Acquire)
-    }
-
-    fn serves(&self, export: &Arc<Export>) -> bool {
-        let served = self.export.lock().unwrap_or_else(PoisonError::into_inner);
-        served.as_ref().is_some_and(|e| Arc::ptr_eq(e, export))
-    }
-}
-
-/// A seat taken; given back when dropped, however the connection ended.
-struct Taken {
-    shared: Arc<Shared>,
-    seat: Arc<Seat>,
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        let mut seats = self.shared.seats();
-        seats.retain(|seat| !Arc::ptr_eq(seat, &self.seat));
-        drop(seats);
-        self.shared.left.notify_all();
-        self.shared.bell.ring();
-    }
+    /// One for each connection.
+    seats: Arc<Seats>,
 }
 
 impl NbdServer {
@@ -118,6 +81,7 @@ impl NbdServer {
         for listener in &listeners {
             ring::sock::set_nonblocking(listener.as_fd())?;
         }
+        let bell = Bell::new()?;
         let shared = Arc::new(Shared {
             exports: Exports::default(),
             tls: options.tls,
@@ -126,10 +90,9 @@ impl NbdServer {
             send_timeout: options.send_timeout,
             current: options.current,
             epochs: options.epochs,
-            bell: Bell::new()?,
+            seats: Arc::new(Seats::new(bell.clone())),
+            bell,
             stopping: AtomicBool::new(false),
-            seats: Mutex::default(),
-            left: Condvar::new(),
         });
         let its = shared.clone();
         let name = "nbd-accept".to_owned();
@@ -151,21 +114,33 @@ impl NbdServer {
         self.shared.exports.find(name.as_bytes()).is_some()
     }
 
+    /// How many clients an export has; those that still shake hands are nobody's yet.
+    pub fn clients_of(&self, name: &str) -> usize {
+        let Some(export) = self.shared.exports.find(name.as_bytes()) else {
+            return 0;
+        };
+        self.shared.seats.count(|seat| seat.serves(&export))
+    }
+
+    /// Takes an export away and tells its clients; `None` if there is none.
+    pub fn take_away(&self, name: &str) -> Option<Removed> {
+        let export = self.shared.exports.remove(name)?;
+        self.shared.seats.ring(|seat| seat.serves(&export));
+        Some(Removed(export))
+    }
+
     /// Takes an export away and waits until its connections have ended. Errors: a disk is stuck; they end when it is not.
     pub fn remove(&self, name: &str, deadline: Instant) -> Result<(), NbdStillBusy> {
-        let Some(export) = self.shared.exports.remove(name) else {
+        let Some(Removed(export)) = self.take_away(name) else {
             return Ok(());
         };
-        let serves = |seat: &Arc<Seat>| seat.serves(&export);
-        for seat in self.shared.seats().iter().filter(|seat| serves(seat)) {
-            seat.bell.ring();
-        }
-        self.shared.wait(deadline, serves)
+        let seats = &self.shared.seats;
+        end_of(seats.wait(deadline, |seat| seat.serves(&export)))
     }
 
     /// How many clients there are.
     pub fn connections(&self) -> usize {
-        self.shared.seats().len()
+        self.shared.seats.len()
     }
 
     /// Lets nobody in any more, ends every connection, and waits for what is in flight. Errors: a disk is stuck.
@@ -176,11 +151,27 @@ impl NbdServer {
             // One that panicked lets nobody in either.
             let _ = accept.join();
         }
-        for seat in self.shared.seats().iter() {
-            seat.closing.store(true, Ordering::Release);
-            seat.bell.ring();
-        }
-        self.shared.wait(deadline, |_| true)
+        self.shared.seats.close();
+        end_of(self.shared.seats.wait(deadline, |_| true))
+    }
+}
+
+/// An export that was taken away.
+#[derive(Debug)]
+pub struct Removed(Arc<Export>);
+
+impl Removed {
+    /// Does no connection serve it, and none that shakes hands mean to?
+    pub fn is_gone(&self) -> bool {
+        // Sessions let it go before their seats.
+        Arc::strong_count(&self.0) == 1
+    }
+}
+
+fn end_of(busy: usize) -> Result<(), NbdStillBusy> {
+    match busy {
+        0 => Ok(()),
+        busy => Err(NbdStillBusy(busy)),
     }
 }
 
@@ -192,36 +183,12 @@ impl Drop for NbdServer {
 }
 
 impl Shared {
-    fn seats(&self) -> MutexGuard<'_, Vec<Arc<Seat>>> {
-        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait(
-        &self,
-        deadline: Instant,
-        waited_for: impl Fn(&Arc<Seat>) -> bool,
-    ) -> Result<(), NbdStillBusy> {
-        let mut seats = self.seats();
-        loop {
-            let busy = seats.iter().filter(|seat| waited_for(seat)).count();
-            let left = deadline.saturating_duration_since(Instant::now());
-            if busy == 0 {
-                return Ok(());
-            }
-            if left.is_zero() {
-                return Err(NbdStillBusy(busy));
-            }
-            let waited = self.left.wait_timeout(seats, left);
-            seats = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
     /// The accepting thread's life. The listeners are its own, and closed with it.
     fn let_in(self: &Arc<Shared>, listeners: &[OwnedFd]) {
         let mut retry = None;
         let mut warned = false;
         while !self.stopping.load(Ordering::Acquire) {
-            let open = retry.is_none() && self.seats().len() < self.connections_max;
+            let open = retry.is_none() && self.seats.len() < self.connections_max;
             wait_for_knocks(&self.bell, if open { listeners } else { &[] }, retry);
             self.bell.hush();
             if retry.is_some_and(|at| at > Instant::now()) {
@@ -244,7 +211,7 @@ impl Shared {
     }
 
     fn accept_all(self: &Arc<Shared>, listener: &OwnedFd) -> io::Result<()> {
-        while self.seats().len() < self.connections_max && !self.stopping.load(Ordering::Acquire) {
+        while self.seats.len() < self.connections_max && !self.stopping.load(Ordering::Acquire) {
             match rustix::net::accept_with(listener, rustix::net::SocketFlags::CLOEXEC) {
                 Ok(socket) => self.seat(socket)?,
                 Err(rustix::io::Errno::AGAIN) => return Ok(()),
@@ -257,59 +224,67 @@ impl Shared {
     }
 
     fn seat(self: &Arc<Shared>, socket: OwnedFd) -> io::Result<()> {
-        // Replies are whole when they are sent; of no meaning to a unix socket.
-        let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
-        let seat = Arc::new(Seat {
-            bell: Bell::new()?,
-            closing: AtomicBool::new(false),
-            export: Mutex::default(),
-        });
-        self.seats().push(seat.clone());
-        let taken = Taken {
-            shared: self.clone(),
-            seat,
-        };
+        tune(&socket);
+        let seat = self.seats.take()?;
+        let its = self.clone();
         let thread = std::thread::Builder::new().name("nbd".to_owned());
-        thread.spawn(move || taken.serve(socket)).map(drop)
+        thread.spawn(move || its.serve(seat, socket)).map(drop)
     }
-}
 
-impl Taken {
-    /// A connection's life.
-    fn serve(&self, socket: OwnedFd) {
-        let shared = &self.shared;
+    /// A connection's life, or its handshake, where the rest is lived elsewhere.
+    fn serve(&self, seat: Taken, socket: OwnedFd) {
         let begun = Instant::now();
-        let deadline = shared.handshake_max.and_then(|max| begun.checked_add(max));
-        let bell = self.seat.bell.as_raw_fd();
+        let deadline = self.handshake_max.and_then(|max| begun.checked_add(max));
+        let bell = seat.bell().as_raw_fd();
         let line = Line::new(Transport::Plain(socket), deadline, bell);
         let terms = Terms {
-            exports: &shared.exports,
-            tls: shared.tls.as_ref(),
+            exports: &self.exports,
+            tls: self.tls.as_ref(),
         };
         let agreed = match shake_hands(line, terms) {
             Ok(agreed) => agreed,
             Err(Gone::Aborted) => return,
             Err(gone) => return tracing::debug!("an NBD client is gone: {gone}"),
         };
+        seat.sit_down(agreed.export.clone());
+        let send_timeout = self.send_timeout;
+        // Whoever waits for a seat to be left may close files then: where the ring is this connection's own, that goes first,
+        // and so does the export.
+        let seat = Arc::new(seat);
         let export = agreed.export.clone();
-        let mut served = self
-            .seat
-            .export
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *served = Some(export.clone());
-        drop(served);
-        let name = &export.options.name;
-        let ring = Ring::new(export.options.engine.clone());
-        let session = ring.and_then(|ring| {
-            let (current, epochs) = (shared.current.clone(), shared.epochs.clone());
-            let lane = Lane::new(ring, current, epochs, Mode::Fast);
-            Session::new(agreed, self.seat.clone(), lane, shared.send_timeout)
+        let its = seat.clone();
+        let arrival = Arrival::new(move |token| {
+            Ok(Box::new(Session::new(agreed, its, send_timeout, token)?))
         });
-        match session {
-            Ok(session) => session.run(),
-            Err(error) => tracing::warn!("NBD export '{name}' cannot serve a client: {error}"),
+        let served = match &export.options.runs {
+            Runs::Alone(engine) => Ring::new(engine.clone()).and_then(|ring| {
+                let (current, epochs) = (self.current.clone(), self.epochs.clone());
+                run_alone(arrival, Lane::new(ring, current, epochs, Mode::Fast))
+            }),
+            Runs::On(team) => match team.upgrade() {
+                Some(team) => team.host(arrival),
+                None => Err(io::Error::other("its iothread is gone")),
+            },
+        };
+        if let Err(error) = served {
+            let name = &export.options.name;
+            tracing::warn!("NBD export '{name}' cannot serve a client: {error}");
         }
+    }
+}
+
+/// What makes a connection fast; what the kernel refuses is done without.
+fn tune(socket: &OwnedFd) {
+    use rustix::net::{AddressFamily, sockopt};
+    if sockopt::socket_domain(socket) == Ok(AddressFamily::UNIX) {
+        // TCP finds its buffers' size by itself; a unix socket's is that of one reply of 200 KiB, after which each end waits
+        // for the other. Beyond net.core.wmem_max only the privileged may go.
+        if sockopt::set_socket_send_buffer_size_force(socket, UNIX_BUFFER_BYTES).is_err() {
+            let _ = sockopt::set_socket_send_buffer_size(socket, UNIX_BUFFER_BYTES);
+        }
+    } else {
+        // Replies are whole when they are sent.
+        let _ = sockopt::set_tcp_nodelay(socket, true);
     }
 }
 

@@ -3,7 +3,8 @@
 use super::exports::Context;
 use super::serve::Job;
 use blockgraph::Span;
-use blockgraph::driver::nbd::wire::{Extent, NbdError, StatusChunk, state};
+use blockgraph::bitmap::DirtyBitmap;
+use blockgraph::driver::nbd::wire::{Extent, NbdError, StatusChunk, dirty_state, state};
 use blockgraph::graph::status::{Found, Until, status_above};
 use ring::Errno;
 
@@ -19,7 +20,14 @@ impl Job {
         let extents_max = if one { 1 } else { EXTENTS_MAX };
         for (at, context) in contexts.iter().enumerate() {
             let last = at + 1 == contexts.len();
-            let extents = match self.collect(*context, span, extents_max).await {
+            let extents = match context {
+                Context::Bitmap(at) => match self.desk.export.bitmap(*at) {
+                    Some(bitmap) => Ok(dirty(bitmap, span, extents_max)),
+                    None => Err(Errno::INVAL),
+                },
+                _ => self.collect(*context, span, extents_max).await,
+            };
+            let extents = match extents {
                 Ok(extents) => extents,
                 Err(errno) => return self.cannot(errno),
             };
@@ -66,10 +74,33 @@ impl Job {
     }
 }
 
+/// What of `span` a bitmap says was written, and what not. What is beyond the bitmap's end was not.
+fn dirty(bitmap: &DirtyBitmap, span: Span, extents_max: usize) -> Vec<Extent> {
+    let mut extents = Vec::new();
+    let mut rest = span;
+    while !rest.is_empty() && extents.len() < extents_max {
+        let next = bitmap.next_dirty(rest);
+        let (len, flags) = match next {
+            Some(dirty) if dirty.at == rest.at => (dirty.len, dirty_state::DIRTY),
+            Some(dirty) => (dirty.at - rest.at, 0),
+            None => (rest.len, 0),
+        };
+        extents.push(Extent { len, flags });
+        rest = rest.after(len);
+    }
+    extents
+}
+
 fn flags(context: Context, found: &Found) -> u64 {
     match context {
         Context::Depth => u64::from(found.allocation_depth()),
+        // It has an answer of its own.
+        Context::Bitmap(_) => 0,
         Context::Allocation => {
+            // HOLE is the absence of QEMU's DATA, not that of space: a zero cluster with space behind it (preallocated) is
+            // HOLE|ZERO, as qemu-nbd says. So `qemu-img map` shows the same of a file and of our export of it, and a copy
+            // that keeps holes is no larger. It costs a client nothing: it may not conclude from HOLE that a write needs
+            // new space (proto.md: "SHOULD set" for unallocated, no promise the other way).
             let hole = if found.is_data() { 0 } else { state::HOLE };
             let zero = if found.is_zero() { state::ZERO } else { 0 };
             hole | zero

@@ -31,6 +31,11 @@ impl DataLoop {
                     }
                 }
                 Command::SetKick { key, kick } => self.set_kick(key, kick),
+                Command::Host(arrival) => {
+                    if let Err(error) = self.tenants.let_in(arrival, &self.lane) {
+                        tracing::warn!("a client cannot be served: {error}");
+                    }
+                }
                 Command::Exit => self.exit = true,
             }
         }

@@ -79,6 +79,13 @@ pub async fn create(io: &Io, options: CreateOptions) -> Result<(), CreateError> 
         .map_err(refused)?;
     let (graph, node) = open_locked(io, &options, refused)?;
     let io = io.on(Arc::new(graph), node);
+    let sized = set_size(&io, node, &options).await;
+    // Its name will be another file's.
+    io.forget_files(node);
+    sized
+}
+
+async fn set_size(io: &Io, node: NodeId, options: &CreateOptions) -> Result<(), CreateError> {
     let sized = io.truncate(node, 0, Prealloc::Off).await;
     sized.map_err(CreateError::Resize)?;
     let sized = io

@@ -7,6 +7,7 @@ use crate::graph::perm::{Perm, Perms, Wants};
 use ring::sys::lock;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use thiserror::Error;
 
@@ -72,6 +73,8 @@ pub(super) struct Locks {
     locking: Locking,
     /// What the locks say now. Held while they change, on the control thread.
     held: Mutex<Held>,
+    /// The file is closed.
+    over: AtomicBool,
 }
 
 /// What the locks say.
@@ -82,6 +85,13 @@ struct Held {
 }
 
 impl Held {
+    fn of(wants: Wants) -> Held {
+        Held {
+            uses: wants.needs,
+            refuses: Perms::ALL.without(wants.shares),
+        }
+    }
+
     fn bytes(self) -> impl Iterator<Item = u64> {
         let uses = Perm::EACH.into_iter().filter(move |p| self.uses.has(*p));
         let refuses = Perm::EACH.into_iter().filter(move |p| self.refuses.has(*p));
@@ -97,6 +107,7 @@ impl Locks {
             path,
             locking,
             held: Mutex::default(),
+            over: AtomicBool::new(false),
         })
     }
 
@@ -104,10 +115,7 @@ impl Locks {
     /// others are looked at: of two who do so at once, at least one sees the other.
     pub(super) fn update(&self, fd: BorrowedFd<'_>, wants: Wants) -> Result<(), LockError> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = Held {
-            uses: wants.needs,
-            refuses: Perms::ALL.without(wants.shares),
-        };
+        let next = Held::of(wants);
         let taken = self.take(fd, next).and_then(|()| self.look(fd, next));
         let (stays, goes) = match taken {
             Ok(()) => (next, *held),
@@ -122,6 +130,33 @@ impl Locks {
         }
         *held = stays;
         taken
+    }
+
+    /// The same for another descriptor of the file whose locks say `wants` already: nobody is to be asked any more, and to
+    /// ask would be to find the first descriptor's locks.
+    pub(super) fn copy(&self, fd: BorrowedFd<'_>, wants: Wants) -> Result<(), LockError> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = Held::of(wants);
+        self.take(fd, next)?;
+        let stale = held.bytes().filter(|byte| next.bytes().all(|b| b != *byte));
+        for byte in stale {
+            let _ = lock::release(fd, byte);
+        }
+        *held = next;
+        Ok(())
+    }
+
+    /// Gives up all of them for good.
+    pub(super) fn end(&self, fd: BorrowedFd<'_>) {
+        self.over.store(true, Ordering::Release);
+        if let Err(error) = self.update(fd, Wants::NOTHING) {
+            debug_assert!(false, "unlocking cannot conflict: {error}");
+        }
+    }
+
+    /// Are they given up?
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
     }
 
     fn take(&self, fd: BorrowedFd<'_>, next: Held) -> Result<(), LockError> {

@@ -13,23 +13,27 @@ mod space;
 
 pub use create::{CopyOnWrite, CreateError, CreateOptions, create};
 pub use locks::{LockError, Locking};
-pub use open::{FileError, FileOptions, Kind as FileKind, OpenMode, open};
+pub use open::{FileError, FileOptions, Kind as FileKind, OpenMode, open, open_with, reopen};
 
 use crate::blocking::blocking;
+use crate::graph::name::{Described, Setting, Short};
 use crate::graph::perm::Wants;
 use crate::hold::Holds;
 use crate::io::Io;
-use crate::node::{Driver, Engine, Info, Limits, Local, Map, NodeId, Origin, Outcome, Zeroing};
+use crate::node::{
+    Discards, Driver, Engine, Info, Limits, Local, Map, NodeId, Origin, Outcome, Zeroing,
+};
 use crate::request::{Dir, Kind, Prealloc, Request, Unmap};
 use crate::status::{Content, Mapping, Status};
 use crate::units::Span;
 use locks::Locks;
 use ring::sys::disk::{Extent, extent};
 use ring::{Durability, Errno, File, Op, SyncLevel};
+use std::io::{Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 /// Where the kernel keeps what was written until it is synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +79,9 @@ pub struct FileDriver {
     /// Whoever changes the size holds the first byte of this.
     resizing: Holds,
     engine: Engine,
-    locks: Option<Locks>,
+    locks: Option<Arc<Locks>>,
+    /// The same file as it was open before, until that is closed.
+    before: Option<(Arc<Locks>, Weak<File>)>,
     /// `None` for a file that somebody else opened.
     origin: Option<Origin>,
     /// Blocks that are being read, changed and written back.
@@ -86,6 +92,29 @@ pub struct FileDriver {
     no_punch: AtomicBool,
     /// The file cannot zero a range by itself.
     no_zero: AtomicBool,
+    discarded: Discarded,
+}
+
+/// Counts of discards; served requests only, so a shared line of the cache is no matter.
+#[derive(Debug, Default)]
+struct Discarded {
+    done: AtomicU64,
+    failed: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Discarded {
+    fn count(&self, span: Span, outcome: Outcome) {
+        match outcome {
+            Ok(()) => {
+                self.done.fetch_add(1, Ordering::Relaxed);
+                self.bytes.fetch_add(span.len, Ordering::Relaxed);
+            }
+            Err(_) => {
+                self.failed.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
 }
 
 impl FileDriver {
@@ -98,16 +127,37 @@ impl FileDriver {
             engine: Engine::Any,
             origin: None,
             locks: None,
+            before: None,
             holds: Holds::default(),
             sync_failed: AtomicI32::new(0),
             no_punch: AtomicBool::new(false),
             no_zero: AtomicBool::new(false),
+            discarded: Discarded::default(),
         }
     }
 
     /// The open file.
     pub fn file(&self) -> &Arc<File> {
         &self.parts.file
+    }
+
+    /// Looks how long the file is now: it may have grown since it was opened, through another descriptor.
+    pub(crate) fn measure(&self) -> std::io::Result<()> {
+        let file = self.parts.file.as_fd().try_clone_to_owned()?;
+        let size = std::fs::File::from(file).seek(SeekFrom::End(0))?;
+        self.size_bytes
+            .store(super::whole_sectors(size), Ordering::Release);
+        Ok(())
+    }
+
+    /// Takes over from the same file open in another way: what its locks say, and that the kernel lost what was written.
+    fn succeed(&mut self, before: &FileDriver) {
+        let locks = before.locks.clone();
+        self.before = locks.map(|locks| (locks, Arc::downgrade(&before.parts.file)));
+        if self.parts.cache == Cache::Page {
+            let failed = before.sync_failed.load(Ordering::Acquire);
+            self.sync_failed = AtomicI32::new(failed);
+        }
     }
 
     async fn perform(&self, io: &Io, request: Request) -> Outcome {
@@ -123,7 +173,11 @@ impl FileDriver {
                 }
             }
             Kind::WriteCompressed => Err(Errno::NOTSUP),
-            Kind::Discard => self.discard(io, span).await,
+            Kind::Discard => {
+                let outcome = self.discard(io, span).await;
+                self.discarded.count(span, outcome);
+                outcome
+            }
             Kind::Flush => self.sync(io).await,
         }
     }
@@ -231,8 +285,29 @@ impl Driver for FileDriver {
         Box::pin(self.resize(io, size_bytes, how))
     }
 
+    /// Of a file that somebody else opened nobody knows the name.
+    fn described(&self, _kind: &str) -> Described {
+        let Some(origin) = &self.origin else {
+            return Described::plainly(Short::None);
+        };
+        let name = origin.path.display().to_string();
+        Described {
+            settings: vec![("filename".to_owned(), Setting::Text(name.clone()))],
+            short: Short::Own(name),
+        }
+    }
+
     fn origin(&self) -> Option<&Origin> {
         self.origin.as_ref()
+    }
+
+    fn discards(&self) -> Option<Discards> {
+        let counted = &self.discarded;
+        Some(Discards {
+            done: counted.done.load(Ordering::Relaxed),
+            failed: counted.failed.load(Ordering::Relaxed),
+            bytes: counted.bytes.load(Ordering::Relaxed),
+        })
     }
 
     fn zeroing(&self, unmap: Unmap) -> Zeroing {
@@ -246,18 +321,28 @@ impl Driver for FileDriver {
     /// The kernel takes a ring down, and with it closes the file, some time after the process is gone: others shall not
     /// find it locked until then.
     fn close<'a>(&'a self, _io: &'a Io) -> Local<'a, Outcome> {
-        if let Some(locks) = &self.locks
-            && let Err(error) = locks.update(self.parts.file.as_fd(), Wants::NOTHING)
-        {
-            debug_assert!(false, "unlocking cannot conflict: {error}");
+        if let Some(locks) = &self.locks {
+            locks.end(self.parts.file.as_fd());
         }
         Box::pin(async { Ok(()) })
     }
 
     fn permit(&self, wants: Wants) -> Result<(), LockError> {
-        match &self.locks {
-            Some(locks) => locks.update(self.parts.file.as_fd(), wants),
-            None => Ok(()),
+        let fd = self.parts.file.as_fd();
+        let before = self.before.as_ref();
+        let before = before.filter(|(locks, _)| !locks.is_over());
+        let before = before.and_then(|(locks, file)| Some((locks, file.upgrade()?)));
+        match (&self.locks, before) {
+            (Some(locks), Some((before, file))) => {
+                before.update(file.as_fd(), wants)?;
+                locks.copy(fd, wants)
+            }
+            (Some(locks), _) => locks.update(fd, wants),
+            (None, _) => Ok(()),
         }
+    }
+
+    fn as_file(&self) -> Option<&FileDriver> {
+        Some(self)
     }
 }

@@ -4,13 +4,14 @@
 
 use super::{Cache, FileDriver, FileParts, Flushes, Locking, locks::Locks};
 use crate::driver::{SECTOR_BYTES, whole_sectors};
-use crate::graph::{Access, errno_text};
+use crate::graph::{Access, FdSetError, FdSets, errno_text};
 use crate::node::{Engine, FileIdentity, Limits, Origin};
 use ring::sys::disk;
 use ring::{Align, File, FileId};
+use rustix::fs::OFlags;
 use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -103,6 +104,9 @@ pub enum FileError {
     /// It has no size.
     #[error("Could not refresh total sector count: {}", errno_text(.0))]
     Size(io::Error),
+    /// No such descriptor was passed.
+    #[error(transparent)]
+    FdSet(#[from] FdSetError),
     /// `aio=native` in the page cache.
     #[error("aio=native was specified, but it requires cache.direct=on, which was not specified.")]
     NativeCached,
@@ -110,6 +114,39 @@ pub enum FileError {
 
 /// Opens a file, naming it `id`; also says whether it may be written. Errors: see [`FileError`].
 pub fn open(id: FileId, options: &FileOptions) -> Result<(FileDriver, Access), FileError> {
+    open_or_take(id, options, &options.filename, None)
+}
+
+/// The same file as that of `before`, whatever its name leads to by now, opened anew. It takes over `before`'s locks.
+pub fn reopen(
+    id: FileId,
+    options: &FileOptions,
+    before: &FileDriver,
+) -> Result<(FileDriver, Access), FileError> {
+    let same = format!("/proc/self/fd/{}", before.file().as_fd().as_raw_fd());
+    let (mut opened, access) = open_or_take(id, options, Path::new(&same), None)?;
+    opened.succeed(before);
+    Ok((opened, access))
+}
+
+/// The same, where `/dev/fdset/N` is a name of one of these sets.
+pub fn open_with(
+    id: FileId,
+    options: &FileOptions,
+    sets: &FdSets,
+) -> Result<(FileDriver, Access), FileError> {
+    let name = options.filename.to_str();
+    let set = name.filter(|name| FdSets::is_name(name));
+    let set = set.map(|name| (name, sets));
+    open_or_take(id, options, &options.filename, set)
+}
+
+fn open_or_take(
+    id: FileId,
+    options: &FileOptions,
+    at: &Path,
+    set: Option<(&str, &FdSets)>,
+) -> Result<(FileDriver, Access), FileError> {
     let driver = options.kind.name();
     if options.filename.as_os_str().is_empty() {
         return Err(FileError::NoName { driver });
@@ -118,7 +155,10 @@ pub fn open(id: FileId, options: &FileOptions) -> Result<(FileDriver, Access), F
         return Err(FileError::NativeCached);
     }
     let path = options.filename.display().to_string();
-    let (mut file, access) = open_file(options).map_err(|cause| refusal(options, cause))?;
+    let (mut file, access) = match set {
+        None => open_file(options, at).map_err(|cause| refusal(options, cause))?,
+        Some((name, sets)) => take_file(options, name, sets)?,
+    };
     let about = file.metadata().map_err(FileError::Size)?;
     check_kind(options.kind, &about, &path)?;
     disk::set_blocking(file.as_fd()).map_err(FileError::Size)?;
@@ -143,7 +183,7 @@ pub fn open(id: FileId, options: &FileOptions) -> Result<(FileDriver, Access), F
         flushes: options.flushes,
     });
     opened.engine = options.engine;
-    opened.locks = Locks::new(path, options.locking);
+    opened.locks = Locks::new(path, options.locking).map(Arc::new);
     opened.origin = Some(Origin {
         path: options.filename.clone(),
         identity: FileIdentity::of(&about),
@@ -151,7 +191,7 @@ pub fn open(id: FileId, options: &FileOptions) -> Result<(FileDriver, Access), F
     Ok((opened, access))
 }
 
-fn open_file(options: &FileOptions) -> io::Result<(std::fs::File, Access)> {
+fn open_file(options: &FileOptions, at: &Path) -> io::Result<(std::fs::File, Access)> {
     let direct = match options.cache {
         Cache::Page => 0,
         Cache::Direct => libc::O_DIRECT,
@@ -161,7 +201,7 @@ fn open_file(options: &FileOptions) -> io::Result<(std::fs::File, Access)> {
         // Without O_NONBLOCK, opening a FIFO would wait for its other end before we can see that it is one.
         how.read(true).custom_flags(libc::O_NONBLOCK | direct);
         how.write(access == Access::ReadWrite);
-        Ok((how.open(&options.filename)?, access))
+        Ok((how.open(at)?, access))
     };
     match options.mode {
         OpenMode::ReadOnly => open(Access::ReadOnly),
@@ -169,6 +209,34 @@ fn open_file(options: &FileOptions) -> io::Result<(std::fs::File, Access)> {
         OpenMode::Auto => match open(Access::ReadWrite) {
             Err(error) if not_permitted(&error) => open(Access::ReadOnly),
             opened => opened,
+        },
+    }
+}
+
+/// A duplicate out of a set, opened as it is wanted.
+fn take_file(
+    options: &FileOptions,
+    name: &str,
+    sets: &FdSets,
+) -> Result<(std::fs::File, Access), FileError> {
+    let direct = match options.cache {
+        Cache::Page => OFlags::empty(),
+        Cache::Direct => OFlags::DIRECT,
+    };
+    let take = |access: Access| {
+        let way = match access {
+            Access::ReadOnly => OFlags::RDONLY,
+            Access::ReadWrite => OFlags::RDWR,
+        };
+        let fd = sets.open(name, way | direct)?;
+        Ok((std::fs::File::from(fd), access))
+    };
+    match options.mode {
+        OpenMode::ReadOnly => take(Access::ReadOnly),
+        OpenMode::ReadWrite => take(Access::ReadWrite),
+        OpenMode::Auto => match take(Access::ReadWrite) {
+            Err(FileError::FdSet(FdSetError::NoneFits(_))) => take(Access::ReadOnly),
+            taken => taken,
         },
     }
 }

@@ -53,7 +53,7 @@ impl Qcow2 {
     /// Makes everything durable that was written before the call.
     pub(crate) async fn flush(&self, io: &Io) -> Outcome {
         match self.writer.gate() {
-            Gate::Open => {}
+            Gate::Metadata | Gate::Open => {}
             Gate::Shut => return Ok(()),
             Gate::Corrupt => return Err(Errno::IO),
         }
@@ -74,10 +74,16 @@ impl Qcow2 {
         };
         let mut commit = Commit {
             image: self,
-            batch: self.take_batch(),
+            batch: Batch::default(),
             outcome: Err(Errno::CANCELED),
         };
-        commit.outcome = self.write_batch(io, &mut commit.batch).await;
+        commit.outcome = match self.take_batch() {
+            Ok(batch) => {
+                commit.batch = batch;
+                self.write_batch(io, &mut commit.batch).await
+            }
+            Err(errno) => Err(errno),
+        };
         if commit.outcome.is_ok() {
             let freed = self.settle(std::mem::take(&mut commit.batch));
             self.release(io, freed).await;
@@ -87,9 +93,13 @@ impl Qcow2 {
 
     /// Copies out, at one moment, all that is ahead of the disk. With the dirty bit on disk refcounts may stay behind: they
     /// are made anew should this process end early.
-    fn take_batch(&self) -> Batch<'_> {
+    /// Errors: EIO once metadata was found impossible.
+    fn take_batch(&self) -> Result<Batch<'_>, Errno> {
         let mut meta = self.meta();
         let meta = &mut *meta;
+        if self.writer.gate() == Gate::Corrupt {
+            return Err(Errno::IO);
+        }
         let stale = std::mem::take(&mut meta.l1_stale).into_iter();
         let mut batch = Batch {
             new_tables: meta.new_tables.clone(),
@@ -111,7 +121,7 @@ impl Qcow2 {
         for slice in std::mem::take(&mut meta.dirty) {
             self.take_slice(meta, slice, &mut batch);
         }
-        batch
+        Ok(batch)
     }
 
     fn take_slice<'a>(&'a self, meta: &Meta, slice: u64, batch: &mut Batch<'a>) {
@@ -243,6 +253,7 @@ impl Qcow2 {
     fn refcounts_written(&self, batch: &mut Batch<'_>) {
         if let TableOut::Moved { at, clusters, .. } = batch.table_out {
             self.refcount_table_moved(at, clusters);
+            self.note_left(&self.meta());
         }
         self.meta().refs.written(&batch.blocks);
         batch.blocks.clear();
@@ -288,7 +299,13 @@ impl Qcow2 {
         let _turn = self.writer.commits.alone().await;
         let mut refcounts = RefcountsOut {
             image: self,
-            blocks: self.meta().refs.take_dirty(),
+            blocks: {
+                let mut meta = self.meta();
+                if self.writer.gate() == Gate::Corrupt {
+                    return Err(Errno::IO);
+                }
+                meta.refs.take_dirty()
+            },
         };
         let patches = refcounts.blocks.iter().map(|block| Patch {
             at: block.at,

@@ -2,7 +2,7 @@
 //!
 //! The rule: a run never leaves the slice its words come from.
 
-use super::format::entry::{DataIn, Malformed, Part};
+use super::format::entry::{DataIn, L2Entry, Malformed, Part};
 use super::geometry::Geometry;
 use crate::units::Span;
 
@@ -14,10 +14,26 @@ pub(crate) fn extent(
     span: Span,
     words: impl Fn(usize) -> [u64; 2],
 ) -> Result<(Part, u64), Malformed> {
-    let mut index = geometry.entry_at(span.at).index;
-    let (first, mut len) = part(geometry, span.at, words(index))?;
+    let index = geometry.entry_at(span.at).index;
+    let (first, len) = part(geometry, span.at, words(index))?;
+    // A run that ends within its cluster ends there, and most requests do.
+    let len = match len < span.len && geometry.within_cluster(span.at + len) == 0 {
+        true => run(geometry, span, index, (first, len), words),
+        false => len,
+    };
+    Ok((first, len.min(span.len)))
+}
+
+/// How long a run is of which the beginning is known, up to the end of a cluster.
+#[inline(never)]
+fn run(
+    geometry: &Geometry,
+    span: Span,
+    mut index: usize,
+    (first, mut len): (Part, u64),
+    words: impl Fn(usize) -> [u64; 2],
+) -> u64 {
     let entries = geometry.slice_entries() as usize;
-    // A run that ends within its cluster ends there.
     while len < span.len && geometry.within_cluster(span.at + len) == 0 {
         index += 1;
         if index == entries {
@@ -32,11 +48,22 @@ pub(crate) fn extent(
         }
         len += more;
     }
-    Ok((first, len.min(span.len)))
+    len
 }
 
-#[inline]
+/// What one entry says, from guest byte `guest` on. It is in every lookup, and small where a glance is enough.
+#[inline(always)]
 fn part(geometry: &Geometry, guest: u64, words: [u64; 2]) -> Result<(Part, u64), Malformed> {
+    let layout = geometry.layout();
+    let entry = match layout.glance(words) {
+        Some(entry) => entry,
+        None => decode(geometry, guest, words)?,
+    };
+    Ok(entry.part(geometry.within_cluster(guest), layout.cluster_bits))
+}
+
+#[inline(never)]
+fn decode(geometry: &Geometry, guest: u64, words: [u64; 2]) -> Result<L2Entry, Malformed> {
     let layout = geometry.layout();
     let entry = layout.decode(words)?;
     // qcow2.txt, incompatible features, bit 2: "The offset field in the Standard Cluster Descriptor must match the guest
@@ -47,7 +74,7 @@ fn part(geometry: &Geometry, guest: u64, words: [u64; 2]) -> Result<(Part, u64),
     {
         return Err(Malformed::Moved(words[0]));
     }
-    Ok(entry.part(geometry.within_cluster(guest), layout.cluster_bits))
+    Ok(entry)
 }
 
 /// Is `next`, `len` bytes after `first`, more of the same?
@@ -70,7 +97,7 @@ fn goes_on(first: Part, len: u64, next: Part) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::format::entry::{L2Entry, Layout, Words, ZeroFlag};
+    use super::super::format::entry::{Layout, Words, ZeroFlag};
     use super::*;
 
     const CLUSTER: u64 = 65536;

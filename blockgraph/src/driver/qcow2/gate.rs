@@ -1,5 +1,4 @@
-//! What the header says of an image that is being written: features that end with the first write, the dirty bit, the
-//! corrupt bit.
+//! What the header says of an image that is being written: features that end with the first write, the dirty bit.
 //!
 //! The rule: a bit that warns others is durable before what it warns of. Fields are written one by one, each within a
 //! sector, so none is ever torn.
@@ -7,7 +6,8 @@
 use super::Qcow2;
 use super::alloc::Alloc;
 use super::commit::{sync_node, write_all};
-use super::format::header::{Bitmaps, TableAt, Version};
+use super::format::features::Incompatible;
+use super::format::header::{Backing, Bitmaps, HeaderError, TableAt, Version};
 use super::plan::Patch;
 use super::refcount::Refcounts;
 use super::width::Width;
@@ -21,25 +21,47 @@ use std::sync::atomic::Ordering;
 
 // Offsets in the header (qcow2.txt, "Header").
 const INCOMPATIBLE_AT: u64 = 72;
-const AUTOCLEAR_AT: u64 = 88;
+pub(super) const AUTOCLEAR_AT: u64 = 88;
 
 impl Qcow2 {
-    /// Before anything is written: may it be, and does the header say so? Errors: EIO once metadata was found impossible.
+    /// Before anything is written that the guest sees: may it be, and does the image say so? Errors: EIO once metadata was
+    /// found impossible.
     pub(crate) async fn open_for_writing(&self, io: &Io) -> Outcome {
-        match self.writer.gate() {
-            Gate::Open => return Ok(()),
-            Gate::Corrupt => return Err(Errno::IO),
-            Gate::Shut => {}
+        if self.writer.gate() == Gate::Open {
+            return Ok(());
         }
         let _opening = self.writer.opening.hold(Span { at: 0, len: 1 }).await;
-        if self.writer.gate() == Gate::Shut {
-            self.lengthen_files(io).await?;
-            self.load_refcount_table(io).await?;
-            self.load_overlaps(io).await?;
-            self.end_autoclear_features(io).await?;
-            self.writer.set_gate(Gate::Open);
+        self.prepare_metadata(io).await?;
+        if self.writer.gate() == Gate::Metadata {
+            self.end_recording(io).await?;
+            self.writer.advance(Gate::Open);
             self.may_map_writes.store(true, Ordering::Release);
         }
+        if self.writer.gate() == Gate::Open {
+            return Ok(());
+        }
+        self.shut();
+        Err(Errno::IO)
+    }
+
+    /// Before metadata is written, the guest seeing nothing of it. Errors: as [`Qcow2::open_for_writing`].
+    pub(crate) async fn open_for_metadata(&self, io: &Io) -> Outcome {
+        let _opening = self.writer.opening.hold(Span { at: 0, len: 1 }).await;
+        self.prepare_metadata(io).await
+    }
+
+    async fn prepare_metadata(&self, io: &Io) -> Outcome {
+        match self.writer.gate() {
+            Gate::Metadata | Gate::Open => return Ok(()),
+            Gate::Corrupt => return Err(Errno::IO),
+            Gate::Shut if self.retired.load(Ordering::Acquire) => return Err(Errno::IO),
+            Gate::Shut => {}
+        }
+        self.lengthen_files(io).await?;
+        self.load_refcount_table(io).await?;
+        self.load_overlaps(io).await?;
+        self.end_autoclear_features(io).await?;
+        self.writer.advance(Gate::Metadata);
         Ok(())
     }
 
@@ -81,23 +103,19 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// "If this bit is unset [...] the bitmaps extension data is considered inconsistent": nobody maintains bitmaps here
-    /// yet, nor what unknown bits stand for.
+    /// Nobody keeps up what unknown bits stand for, nor bitmaps that are not there.
     async fn end_autoclear_features(&self, io: &Io) -> Outcome {
         let (before, after, version) = {
             let header = &self.meta().header;
-            let before = header.autoclear;
-            (before, before.after_write(), header.version)
+            let (before, mut after) = (header.autoclear, header.autoclear.after_write());
+            after.bitmaps &= matches!(header.bitmaps, Bitmaps::Valid(_));
+            (before, after, header.version)
         };
         if version == Version::V2 || before == after {
             return Ok(());
         }
         self.write_field(io, AUTOCLEAR_AT, after.bits()).await?;
-        let mut meta = self.meta();
-        meta.header.autoclear = after;
-        if matches!(meta.header.bitmaps, Bitmaps::Valid(_)) {
-            meta.header.bitmaps = Bitmaps::Stale;
-        }
+        self.meta().header.autoclear = after;
         Ok(())
     }
 
@@ -109,7 +127,7 @@ impl Qcow2 {
         }
         let mut bits = self.meta().header.incompatible;
         bits.dirty = true;
-        self.write_field(io, INCOMPATIBLE_AT, bits.bits()).await?;
+        self.write_incompatible(io, bits).await?;
         self.meta().header.incompatible.dirty = true;
         self.writer.set_lazy(true);
         Ok(())
@@ -122,38 +140,43 @@ impl Qcow2 {
             return Ok(());
         }
         bits.dirty = false;
-        self.write_field(io, INCOMPATIBLE_AT, bits.bits()).await?;
+        self.write_incompatible(io, bits).await?;
         self.meta().header.incompatible.dirty = false;
         self.writer.set_lazy(false);
         Ok(())
-    }
-
-    /// Metadata is impossible: nothing is written any more, and the header says why if it still can.
-    pub(crate) async fn corrupt(&self, io: &Io) {
-        if self.writer.gate() == Gate::Corrupt {
-            return;
-        }
-        self.writer.set_gate(Gate::Corrupt);
-        self.may_map_writes.store(false, Ordering::Release);
-        let (version, mut bits) = {
-            let header = &self.meta().header;
-            (header.version, header.incompatible)
-        };
-        bits.corrupt = true;
-        if version == Version::V3
-            && self
-                .write_field(io, INCOMPATIBLE_AT, bits.bits())
-                .await
-                .is_ok()
-        {
-            self.meta().header.incompatible.corrupt = true;
-        }
     }
 
     /// The refcount table is elsewhere now, on disk as well.
     pub(crate) fn refcount_table_moved(&self, at: u64, clusters: u64) {
         let count = clusters as u32;
         self.meta().header.refcount_table = TableAt { at, count };
+    }
+
+    /// The image names another backing file from now on, or none; what is below it here stays. Errors: EINVAL for a name that is
+    /// too long, ENOSPC where the header has no room for it, and those of the file.
+    pub async fn rename_backing(&self, io: &Io, backing: Option<Backing>) -> Outcome {
+        self.open_for_metadata(io).await?;
+        let _alone = self.writer.commits.alone().await;
+        let _opening = self.writer.opening.hold(Span { at: 0, len: 1 }).await;
+        let mut header = self.header();
+        header.backing = backing;
+        let bytes = match header.encode_in_sector() {
+            // In one sector it names the one or the other after a power cut. Longer headers may be torn.
+            Some(bytes) => bytes,
+            None => header.encode().map_err(|error| match error {
+                HeaderError::DoesNotFit => Errno::NOSPC,
+                _ => Errno::INVAL,
+            })?,
+        };
+        let file = self.file(io)?;
+        write_all(io, file, vec![Patch { at: 0, bytes }]).await?;
+        sync_node(io, file).await?;
+        self.meta().header.backing = header.backing;
+        Ok(())
+    }
+
+    pub(super) async fn write_incompatible(&self, io: &Io, bits: Incompatible) -> Outcome {
+        self.write_field(io, INCOMPATIBLE_AT, bits.bits()).await
     }
 
     /// Writes eight bytes of the header, durably.

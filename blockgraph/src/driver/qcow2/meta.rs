@@ -6,6 +6,7 @@
 use super::alloc::{Alloc, Content, Run, Want};
 use super::format::entry::{L1Entry, L2Entry, Malformed};
 use super::format::header::Header;
+use super::overlap::{Region, Section};
 use super::refcount::{Lack, Refcounts};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,9 +15,10 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) enum Why {
     /// A guest's discard, or a write of zeroes that may give space back.
     Request,
-    /// A snapshot was deleted.
-    #[allow(dead_code, reason = "said by whoever deletes snapshots")]
+    /// A snapshot was deleted, or the table of snapshots replaced.
     Snapshot,
+    /// The disk was made smaller: the host is always told.
+    Cut,
     /// Anything else.
     Other,
     /// They were never of use, or are soon used again: the host is not told.
@@ -60,8 +62,10 @@ pub(crate) struct Meta {
     pub(crate) alloc: Alloc,
     /// L2 slices with changes that no commit has taken up.
     pub(crate) dirty: BTreeSet<u64>,
-    /// Metadata that stays where it is: first byte and the one past the last.
-    pub(crate) fixed: Vec<(u64, u64)>,
+    /// Metadata that stays where it is until the image is restructured.
+    pub(crate) fixed: Vec<Region>,
+    /// L2 tables that were given a place since the overlap check was told.
+    added: Vec<Region>,
     /// By L1 index.
     pub(crate) new_tables: BTreeMap<usize, NewTable>,
     pub(crate) freed: Vec<Freed>,
@@ -80,6 +84,7 @@ impl Meta {
             alloc,
             dirty: BTreeSet::new(),
             fixed: Vec::new(),
+            added: Vec::new(),
             new_tables: BTreeMap::new(),
             freed: Vec::new(),
         }
@@ -111,7 +116,17 @@ impl Meta {
             copy_of,
         };
         self.new_tables.insert(index, table);
+        let len = 1 << self.header.cluster_bits;
+        self.added
+            .push(Region::new(Section::ActiveL2, table.at, len));
         Ok(())
+    }
+
+    /// Metadata that was given a place since the last call.
+    pub(crate) fn take_added(&mut self) -> Vec<Region> {
+        let mut added = std::mem::take(&mut self.added);
+        added.extend(self.refs.take_added());
+        added
     }
 
     /// Nothing refers to the clusters of `entry` once what is in memory now is durable.

@@ -4,12 +4,14 @@
 //! a slice that is not there, a decompression, an allocation or any change of metadata is served.
 
 mod alloc;
+mod bitmaps;
 pub mod cache;
 pub mod check;
 mod close;
 mod commit;
 mod compress;
 pub mod create;
+mod damage;
 mod discard;
 mod edge;
 mod extent;
@@ -41,6 +43,8 @@ mod write;
 mod writer;
 mod zero;
 
+pub(crate) use bitmaps::load_bitmaps;
+pub use bitmaps::{NotKept, StoreError};
 pub use open::{Image, Options, Qcow2Error};
 pub use overlap::OverlapChecks;
 pub use writer::{PassDiscard, Unref, WriteOptions};
@@ -54,7 +58,9 @@ use crate::node::{Driver, Info, Limits, Local, Map, Outcome};
 use crate::request::{Dir, Kind, Prealloc, Request};
 use crate::status::Status;
 use crate::units::Span;
+use bitmaps::Bitmaps;
 use cache::{Cache, Cleaning, View};
+use damage::Told;
 use extent::extent;
 use format::entry::{DataIn, L1Entry, Malformed, Part};
 use format::header::Header;
@@ -91,6 +97,11 @@ pub struct Qcow2 {
     writer: Writer,
     /// Requests that change it.
     traffic: Traffic,
+    /// Another driver has taken over.
+    retired: AtomicBool,
+    bitmaps: Bitmaps,
+    /// What was said of damage.
+    told: Told,
 }
 
 impl Qcow2 {
@@ -153,7 +164,7 @@ impl Qcow2 {
     /// Where a slice that is to be read is on disk.
     fn locate(&self, io: &Io, slice: u64) -> Result<cache::OnDisk, Errno> {
         let table = self.l2_table(self.geometry.l1_index(slice));
-        match table.map_err(|malformed| self.impossible(malformed))? {
+        match table.map_err(|malformed| self.impossible(io, malformed))? {
             L1Entry::Absent => Ok(cache::OnDisk::Absent),
             L1Entry::Table { at, .. } => {
                 let within = self.geometry.slice_in_table(slice);
@@ -169,11 +180,6 @@ impl Qcow2 {
         let locate = || self.locate(io, slice);
         self.l2.fetch(io, slice, locate).await
     }
-
-    /// Metadata cannot be so: the request fails.
-    pub(crate) fn impossible(&self, _malformed: Malformed) -> Errno {
-        Errno::IO
-    }
 }
 
 impl Driver for Qcow2 {
@@ -182,10 +188,14 @@ impl Driver for Qcow2 {
         let Some(found) = self.l2.find(at.slice) else {
             return Map::Slow;
         };
-        let run = match found.is_blank() {
-            true => Ok((Part::Below { host: None }, self.rest_of_slice(span).len)),
-            false => extent(&self.geometry, span, |index| found.entry(index)),
-        };
+        if found.is_blank() {
+            let (to, at, len) = (Role::Cow, span.at, self.rest_of_slice(span).len);
+            return match (dir, found.holds()) {
+                (Dir::Read, true) => Map::Below { to, at, len },
+                _ => Map::Slow,
+            };
+        }
+        let run = extent(&self.geometry, span, |index| found.entry(index));
         if !found.holds() {
             return Map::Slow;
         }
@@ -256,7 +266,7 @@ impl Driver for Qcow2 {
     }
 
     fn close<'a>(&'a self, io: &'a Io) -> Local<'a, Outcome> {
-        Box::pin(self.close_writer(io))
+        Box::pin(self.close_image(io))
     }
 
     fn wants(&self, edge: &Edge, above: Wants) -> Wants {

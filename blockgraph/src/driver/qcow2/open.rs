@@ -4,8 +4,10 @@
 //! node's body once they are open.
 
 use super::Qcow2;
+use super::bitmaps::{Bitmaps, of, read_directory, stale_warning};
 use super::cache::{Cache, CacheOptions, CacheSizes, SizeError, clean_every};
 use super::check::{CheckError, read_snapshots};
+use super::format::bitmap_dir::{Bitmap, BitmapError, Of};
 use super::format::entry::{DataIn, Layout, Words, ZeroFlag};
 use super::format::header::{
     Backing, Header, HeaderError, PREFIX_BYTES, Strictness, TableAt, Version,
@@ -65,6 +67,15 @@ pub enum Qcow2Error {
     /// The internal snapshots cannot be read.
     #[error("Could not read snapshots: {0}")]
     Snapshots(CheckError),
+    /// The bitmap directory.
+    #[error(transparent)]
+    Bitmaps(#[from] BitmapError),
+    /// The bitmaps it has.
+    #[error(transparent)]
+    BitmapMemory(crate::bitmap::BitmapError),
+    /// It cannot be said that they are in use.
+    #[error("Can't update bitmap directory: {}", errno_text(&(*.0).into()))]
+    BitmapsInUse(Errno),
     /// There is none of that id or name.
     #[error("Can't find snapshot '{0}'")]
     NoSnapshot(String),
@@ -97,6 +108,7 @@ pub struct Image {
     sizes: CacheSizes,
     write: WriteOptions,
     shown: Shown,
+    bitmaps: Vec<Bitmap>,
 }
 
 /// What the guest sees of an image.
@@ -128,6 +140,10 @@ impl Image {
         };
         let (geometry, sizes) = geometry(&header, shown.size_bytes, options)?;
         let l1 = load_l1(io, file, shown.l1).await?;
+        let bitmaps = match shown.what {
+            What::Active => load_bitmaps(io, file, &header).await?,
+            What::Snapshot => Vec::new(),
+        };
         Ok(Image {
             header,
             l1,
@@ -135,6 +151,7 @@ impl Image {
             sizes,
             write: options.write,
             shown,
+            bitmaps,
         })
     }
 
@@ -165,6 +182,11 @@ impl Image {
         self.header.data_file.as_deref()
     }
 
+    /// What its directory says of its bitmaps, and what they are measured by.
+    pub(crate) fn bitmaps(&self) -> (Vec<Bitmap>, Of) {
+        (self.bitmaps.clone(), of(&self.header))
+    }
+
     /// The backing file it names.
     pub fn backing(&self) -> Option<&Backing> {
         self.header.backing.as_ref()
@@ -180,6 +202,7 @@ impl Image {
             sizes,
             write,
             shown,
+            bitmaps,
         } = self;
         if access == Access::ReadWrite && header.incompatible.corrupt {
             return Err(Qcow2Error::Corrupt);
@@ -187,12 +210,18 @@ impl Image {
         if access == Access::ReadWrite && shown.what == What::Snapshot {
             return Err(Qcow2Error::SnapshotReadOnly);
         }
+        if let Some(words) = stale_warning(&header) {
+            tracing::warn!(
+                "{words}. Some clusters may be leaked, run 'qemu-img check -r' on the image file to fix."
+            );
+        }
         let failed = |error: std::io::Error| Qcow2Error::Caches(errno_text(&error));
         let l2 = Arc::new(Cache::new(geometry, sizes.l2_slices).map_err(failed)?);
         let every = |s| clean_every(&l2, Duration::from_secs(u64::from(s)));
         let cleaning = sizes.clean_interval_s.map(every).transpose();
         let cleaning = cleaning.map_err(failed)?;
         let discard_bytes = geometry.cluster_bytes() as u32;
+        let slices = shown.size_bytes.div_ceil(geometry.slice_guest_bytes());
         Ok(Qcow2 {
             geometry,
             size_bytes: AtomicU64::new(shown.size_bytes),
@@ -204,13 +233,16 @@ impl Image {
             l2,
             _cleaning: cleaning,
             unpacked: Unpacked::new(header.compression, geometry.cluster_bytes()),
-            writer: Writer::new(&header, write, &sizes),
+            writer: Writer::new(&header, write, &sizes, slices),
             state: Mutex::new(Meta::new(header, l1)),
             sparse: super::sparse::Sparse::default(),
             holds: Holds::default(),
             users: super::users::Users::default(),
             may_map_writes: AtomicBool::new(false),
             traffic: super::traffic::Traffic::default(),
+            retired: AtomicBool::new(false),
+            bitmaps: Bitmaps::new(bitmaps),
+            told: super::damage::Told::default(),
         })
     }
 }
@@ -221,6 +253,17 @@ async fn load_header(io: &Io, file: NodeId) -> Result<Header, Qcow2Error> {
     let cluster_bytes = Header::cluster_bytes_of(&prefix)?;
     let cluster = load(io, file, 0, cluster_bytes, what).await?;
     Ok(Header::parse(&cluster, Strictness::Open)?)
+}
+
+/// The bitmaps, of which those that can be trusted fit the disk.
+async fn load_bitmaps(io: &Io, file: NodeId, header: &Header) -> Result<Vec<Bitmap>, Qcow2Error> {
+    let what = "bitmap directory";
+    let read = read_directory(&ImageFile::new(io, file), header).await;
+    let bitmaps = read.map_err(|errno| Qcow2Error::Read { what, errno })??;
+    match bitmaps.iter().find(|bitmap| !bitmap.fits(of(header))) {
+        None => Ok(bitmaps),
+        Some(bitmap) => Err(BitmapError::TableSize(bitmap.text()).into()),
+    }
 }
 
 /// The snapshot of that id, or else of that name (as `qemu-img convert -l`).

@@ -1,17 +1,23 @@
 //! Writes of guest data that would hit metadata: an image in which a guest cluster is where a table is, is corrupt, and says
 //! so from then on (QEMU's `overlap-check`).
 //!
-//! The rule: where metadata was when the image was first written is looked up without a lock, before every write. That may
-//! be out of date; who is stopped by it asks again under the lock, where it is not.
+//! The rule: where metadata is, is looked up without a lock before every write. That is never less than there is, but may be
+//! more (a table that has moved away); who is stopped by it asks again under the lock, where it is exact.
+
+mod ranges;
+mod section;
+
+pub(crate) use ranges::Ranges;
+pub(crate) use section::{Region, Section};
 
 use super::Qcow2;
 use super::alloc::Run;
 use super::check::read_snapshots;
+use super::damage::Damage;
 use super::format::entry::DataIn;
 use super::format::header::{Bitmaps, TableAt};
 use super::image_file::ImageFile;
 use super::meta::Meta;
-use super::refcount::Lack;
 use crate::io::Io;
 use crate::node::Outcome;
 use crate::units::Span;
@@ -60,34 +66,8 @@ impl Default for OverlapChecks {
     }
 }
 
-/// Ranges of the image file in order: first byte and the one past the last. None touches the next.
-#[derive(Debug, Default)]
-pub(crate) struct Ranges(Vec<(u64, u64)>);
-
-impl Ranges {
-    fn new(mut all: Vec<(u64, u64)>) -> Ranges {
-        all.retain(|(at, end)| at < end);
-        all.sort_unstable();
-        let mut ranges: Vec<(u64, u64)> = Vec::new();
-        for (at, end) in all {
-            match ranges.last_mut() {
-                Some(last) if at <= last.1 => last.1 = last.1.max(end),
-                _ => ranges.push((at, end)),
-            }
-        }
-        Ranges(ranges)
-    }
-
-    /// True if one of them has a byte of `len` bytes at `at`.
-    pub(crate) fn hit(&self, at: u64, len: u64) -> bool {
-        let next = self.0.partition_point(|(_, end)| *end <= at);
-        let found = self.0.get(next);
-        found.is_some_and(|(start, _)| *start < at.saturating_add(len))
-    }
-}
-
 impl Qcow2 {
-    /// Learns where metadata is that does not move while the image is open, and where the rest is now.
+    /// Learns where metadata is: what moves only when the image is restructured, and where the rest is now.
     pub(super) async fn load_overlaps(&self, io: &Io) -> Outcome {
         if self.geometry.layout().data == DataIn::DataFile {
             return Ok(());
@@ -95,42 +75,47 @@ impl Qcow2 {
         let fixed = self.fixed_metadata(io).await?;
         let mut meta = self.meta();
         meta.fixed = fixed;
-        let ranges = Ranges::new(meta.metadata(&self.writer.options.overlap_checks).collect());
-        drop(meta);
-        // The gate is opened once.
-        let _ = self.writer.overlaps.set(ranges);
+        meta.take_added();
+        self.list_metadata(&meta);
         Ok(())
     }
 
-    /// The tables of snapshots and bitmaps.
-    async fn fixed_metadata(&self, io: &Io) -> Result<Vec<(u64, u64)>, Errno> {
-        let checks = self.writer.options.overlap_checks;
-        let header = self.header();
-        let mut ranges = Vec::new();
-        if let (Bitmaps::Valid(at), true) = (header.bitmaps, checks.bitmap_directory) {
-            ranges.push((at.at, at.at.saturating_add(at.len_bytes)));
-        }
-        if header.snapshots.count == 0 {
-            return Ok(ranges);
-        }
-        let file = ImageFile::new(io, self.file(io)?);
-        let read = read_snapshots(&file, &header).await;
-        let (snapshots, len) = read.map_err(|_| Errno::IO)?;
-        if checks.snapshot_table {
-            ranges.push((header.snapshots.at, header.snapshots.at.saturating_add(len)));
-        }
-        for snapshot in snapshots {
-            if checks.inactive_l1 {
-                ranges.push(l1_range(snapshot.l1));
-            }
-            if checks.inactive_l2 {
-                self.add_l2_tables(io, snapshot.l1, &mut ranges).await?;
-            }
-        }
-        Ok(ranges)
+    fn list_metadata(&self, meta: &Meta) {
+        let checks = &self.writer.options.overlap_checks;
+        let all = meta.metadata(checks);
+        let all = all.map(|region| (region.from, region.end)).collect();
+        self.writer.overlaps.replace(all);
     }
 
-    async fn add_l2_tables(&self, io: &Io, l1: TableAt, ranges: &mut Vec<(u64, u64)>) -> Outcome {
+    /// The tables of snapshots and bitmaps.
+    async fn fixed_metadata(&self, io: &Io) -> Result<Vec<Region>, Errno> {
+        let checks = self.writer.options.overlap_checks;
+        let header = self.header();
+        let mut regions = Vec::new();
+        if header.snapshots.count > 0 {
+            let file = ImageFile::new(io, self.file(io)?);
+            let read = read_snapshots(&file, &header).await;
+            let (snapshots, len) = read.map_err(|_| Errno::IO)?;
+            regions.push(Region::new(
+                Section::SnapshotTable,
+                header.snapshots.at,
+                len,
+            ));
+            let tables = snapshots.iter().map(|snapshot| snapshot.l1);
+            regions.extend(tables.clone().map(|l1| l1_region(Section::InactiveL1, l1)));
+            if checks.inactive_l2 {
+                for l1 in tables {
+                    self.add_l2_tables(io, l1, &mut regions).await?;
+                }
+            }
+        }
+        if let Bitmaps::Valid(at) = header.bitmaps {
+            regions.push(Region::new(Section::BitmapDirectory, at.at, at.len_bytes));
+        }
+        Ok(regions)
+    }
+
+    async fn add_l2_tables(&self, io: &Io, l1: TableAt, regions: &mut Vec<Region>) -> Outcome {
         let cluster = self.geometry.cluster_bytes();
         let len = (u64::from(l1.count) * 8).min(super::geometry::L1_BYTES_MAX);
         if len == 0 {
@@ -139,14 +124,14 @@ impl Qcow2 {
         let bytes = self.read_metadata(io, l1.at, len).await?;
         let words = bytes.as_chunks().0.iter();
         let tables = words.map(|word| u64::from_be_bytes(*word) & OFFSET);
-        ranges.extend(tables.filter(|at| *at != 0).map(|at| (at, at + cluster)));
+        let tables = tables.filter(|at| *at != 0);
+        regions.extend(tables.map(|at| Region::new(Section::InactiveL2, at, cluster)));
         Ok(())
     }
 
     /// May guest data be written there? Pure; a no may be out of date.
     pub(super) fn may_write(&self, host: u64, len: u64) -> bool {
-        let ranges = self.writer.overlaps.get();
-        !ranges.is_some_and(|ranges| ranges.hit(host, len))
+        !self.writer.overlaps.hit(host, len)
     }
 
     /// Before guest data is written there. Errors: EIO, and the image is corrupt from now on.
@@ -155,12 +140,15 @@ impl Qcow2 {
             return Ok(());
         }
         let checks = &self.writer.options.overlap_checks;
-        let hit = self.meta().has_metadata(checks, host, len);
-        if hit {
-            self.corrupt(io).await;
-            return Err(Errno::IO);
+        let found = self.meta().sections_at(checks, host, len).next();
+        match found {
+            None => Ok(()),
+            Some(section) => {
+                let place = Span { at: host, len };
+                self.corrupt(io, Damage::overlap(section, place)).await;
+                Err(Errno::IO)
+            }
         }
-        Ok(())
     }
 
     /// Clusters that were handed out cannot be metadata: if they are, refcounts are wrong.
@@ -170,79 +158,94 @@ impl Qcow2 {
             .await
     }
 
-    /// An L2 table that was given a cluster cannot be where other metadata is: if it is, refcounts are wrong. It is given up
-    /// then, before anything is written to it.
-    pub(super) fn check_table(&self, meta: &mut Meta, index: usize) -> Result<(), Lack> {
-        let Some(at) = meta.new_tables.get(&index).map(|table| table.at) else {
-            return Ok(());
-        };
-        let len = self.geometry.cluster_bytes();
-        if self.may_write(at, len)
-            || !meta.has_metadata(&self.writer.options.overlap_checks, at, len)
-        {
-            return Ok(());
-        }
-        meta.new_tables.remove(&index);
-        Err(Lack::Corrupt)
-    }
-
     /// The same for a span of the node that has the data.
     pub(super) async fn check_span(&self, io: &Io, span: Span) -> Outcome {
         self.check_write(io, span.at, span.len).await
     }
+
+    /// Takes up the metadata that was given clusters since the last call, before the lock is let go. If it is where other
+    /// metadata is, refcounts are wrong: nothing is written any more, so nothing is overwritten.
+    pub(super) fn note_added(&self, meta: &mut Meta) -> Result<(), Damage> {
+        let added = meta.take_added();
+        if added.is_empty() || self.geometry.layout().data == DataIn::DataFile {
+            return Ok(());
+        }
+        let checks = &self.writer.options.overlap_checks;
+        for region in added {
+            if let Some(damage) = self.conflict(meta, region) {
+                self.shut();
+                return Err(damage);
+            }
+            if region.section.is_checked(checks) {
+                self.writer.overlaps.insert(region.from, region.end);
+            }
+        }
+        Ok(())
+    }
+
+    /// Is other metadata where that is?
+    pub(super) fn conflict(&self, meta: &Meta, region: Region) -> Option<Damage> {
+        let (at, len) = (region.from, region.end - region.from);
+        if self.may_write(at, len) {
+            return None;
+        }
+        // It is there itself, once.
+        let found = meta.sections_at(&self.writer.options.overlap_checks, at, len);
+        let found: Vec<Section> = found.collect();
+        let own = found.iter().position(|section| *section == region.section);
+        let mut found = found.into_iter().enumerate();
+        let (_, with) = found.find(|(index, _)| Some(*index) != own)?;
+        Some(Damage::overlap(with, Span { at, len }))
+    }
+
+    /// Metadata has moved away from somewhere.
+    pub(super) fn note_left(&self, meta: &Meta) {
+        if self.geometry.layout().data == DataIn::Image {
+            self.list_metadata(meta);
+        }
+    }
 }
 
-fn l1_range(l1: TableAt) -> (u64, u64) {
-    (l1.at, l1.at.saturating_add(u64::from(l1.count) * 8))
+fn l1_region(section: Section, l1: TableAt) -> Region {
+    Region::new(section, l1.at, u64::from(l1.count) * 8)
 }
 
 impl Meta {
-    /// Is any of it in `len` bytes at `at`?
-    fn has_metadata(&self, checks: &OverlapChecks, at: u64, len: u64) -> bool {
+    /// What metadata there is in `len` bytes at `at`.
+    fn sections_at(
+        &self,
+        checks: &OverlapChecks,
+        at: u64,
+        len: u64,
+    ) -> impl Iterator<Item = Section> {
         let beyond = at.saturating_add(len);
-        let mut ranges = self.metadata(checks);
-        ranges.any(|(from, end)| from < beyond && at < end)
+        let regions = self.metadata(checks);
+        let found = regions.filter(move |region| region.from < beyond && at < region.end);
+        found.map(|region| region.section)
     }
 
-    /// Where metadata is, as far as it is checked: first byte and the one past the last. Whole clusters, as in QEMU: what
-    /// shares a cluster with a table was never handed out either.
-    fn metadata(&self, checks: &OverlapChecks) -> impl Iterator<Item = (u64, u64)> + '_ {
+    /// Where metadata is, as far as it is checked, in the order in which QEMU looks. Whole clusters, as there: what shares a
+    /// cluster with a table was never handed out either.
+    fn metadata(&self, checks: &OverlapChecks) -> impl Iterator<Item = Region> {
         let cluster = 1u64 << self.header.cluster_bits;
-        let whole = move |at: u64| (at, at.saturating_add(cluster));
         let (table_at, table_len) = self.refs.table_span();
-        let one = [
-            checks.main_header.then_some((0, cluster)),
-            checks.active_l1.then_some(l1_range(self.header.l1)),
-            checks
-                .refcount_table
-                .then_some((table_at, table_at.saturating_add(table_len))),
-        ];
-        let l2 = self.l1.iter().filter(|_| checks.active_l2);
-        let blocks = self.refs.table().iter().filter(|_| checks.refcount_block);
-        let many = l2.chain(blocks).map(|word| word & OFFSET);
-        let many = many.filter(|at| *at != 0).map(whole).collect::<Vec<_>>();
-        one.into_iter()
-            .flatten()
-            .chain(many)
+        let one = |section, at, len| std::iter::once(Region::new(section, at, len));
+        let many = move |section, words: &[u64]| {
+            let offsets = words.iter().map(|word| word & OFFSET);
+            let offsets = offsets.filter(|at| *at != 0);
+            let regions = offsets.map(|at| Region::new(section, at, cluster));
+            regions.collect::<Vec<_>>()
+        };
+        let new_tables: Vec<u64> = self.new_tables.values().map(|table| table.at).collect();
+        let checks = *checks;
+        one(Section::Header, 0, cluster)
+            .chain([l1_region(Section::ActiveL1, self.header.l1)])
+            .chain(many(Section::ActiveL2, &self.l1))
+            .chain(many(Section::ActiveL2, &new_tables))
+            .chain(one(Section::RefcountTable, table_at, table_len))
+            .chain(many(Section::RefcountBlock, self.refs.table()))
             .chain(self.fixed.iter().copied())
-            .filter(|(at, end)| at < end)
-            .map(move |(at, end)| {
-                let end = end.checked_next_multiple_of(cluster).unwrap_or(u64::MAX);
-                (at & !(cluster - 1), end)
-            })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_are_hit_by_their_bytes_and_no_others() {
-        let ranges = Ranges::new(vec![(100, 200), (0, 10), (150, 300), (300, 310), (5, 5)]);
-        assert_eq!(ranges.0, [(0, 10), (100, 310)]);
-        assert!(ranges.hit(0, 1) && ranges.hit(9, 1) && ranges.hit(50, 51));
-        assert!(ranges.hit(305, 100) && ranges.hit(0, u64::MAX));
-        assert!(!ranges.hit(10, 90) && !ranges.hit(310, 1));
+            .filter(move |region| region.section.is_checked(&checks) && region.from < region.end)
+            .map(move |region| region.whole(cluster))
     }
 }

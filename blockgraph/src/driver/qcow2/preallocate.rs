@@ -61,7 +61,7 @@ impl Qcow2 {
             let run = Run {
                 first: span.at >> self.geometry.cluster_bits(),
                 count,
-                // The data file was made longer for them.
+                // Where the data file was there already it has been zeroed.
                 content: Content::Zeroes,
             };
             return Ok((run, None));

@@ -30,7 +30,7 @@ impl Qcow2 {
                 let (part, len) = match run {
                     Ok(run) => run,
                     Err(malformed) => {
-                        let errno = self.impossible(malformed);
+                        let errno = self.impossible(io, malformed);
                         return pieces.finish().await.and(Err(errno));
                     }
                 };

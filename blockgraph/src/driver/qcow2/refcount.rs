@@ -3,9 +3,15 @@
 //! The rule: nothing here does I/O. A block that is not in memory is answered with [`Need::Block`]; the caller loads it
 //! and asks again. A block that is dirty, or being written, is never dropped.
 
+mod blocks;
+mod out;
+
+pub(crate) use out::{BlockOut, TableOut};
+
+use super::overlap::{Region, Section};
 use super::width::Width;
+use blocks::Block;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 
 /// The refcount table may be this long (QEMU's own limit): it is kept in memory whole.
 pub(crate) const TABLE_BYTES_MAX: u64 = 8 << 20;
@@ -34,17 +40,6 @@ pub(crate) enum Lack {
     Saturated,
 }
 
-/// A block of refcounts.
-#[derive(Debug)]
-struct Block {
-    host: u64,
-    bytes: Box<[u8]>,
-    /// The bytes that the disk does not have; empty if there are none.
-    dirty: Range<usize>,
-    writing: bool,
-    used: u64,
-}
-
 /// The refcounts of an image file.
 #[derive(Debug)]
 pub(crate) struct Refcounts {
@@ -62,62 +57,11 @@ pub(crate) struct Refcounts {
     /// The table as the disk has it is elsewhere.
     moved: bool,
     abandoned: Vec<(u64, u64)>,
-}
-
-impl Block {
-    fn is_dirty(&self) -> bool {
-        !self.dirty.is_empty()
-    }
-
-    /// Widens what is dirty.
-    fn touch(&mut self, bytes: Range<usize>) {
-        if self.dirty.is_empty() {
-            self.dirty = bytes;
-        } else {
-            self.dirty = self.dirty.start.min(bytes.start)..self.dirty.end.max(bytes.end);
-        }
-    }
-}
-
-/// What of a refcount block is to be written.
-#[derive(Clone, Debug)]
-pub(crate) struct BlockOut {
-    /// Which block.
-    pub(crate) index: u64,
-    /// Where, in bytes of the file.
-    pub(crate) at: u64,
-    /// Which bytes of the block.
-    pub(crate) within: Range<usize>,
-    /// What they are.
-    pub(crate) bytes: Vec<u8>,
+    added: Vec<Region>,
 }
 
 /// Blocks are written in pieces of this, in bytes, or whole where clusters are smaller.
 const PIECE_BYTES: usize = 4096;
-
-/// What of the table is to be written.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum TableOut {
-    /// Nothing.
-    #[default]
-    None,
-    /// Some entries.
-    Entries {
-        /// Where the table is, in bytes.
-        at: u64,
-        /// By index.
-        entries: Vec<(u64, u64)>,
-    },
-    /// All of it, at a new place, and then the header.
-    Moved {
-        /// Where, in bytes.
-        at: u64,
-        /// How many clusters it takes.
-        clusters: u64,
-        /// Its entries.
-        entries: Vec<u64>,
-    },
-}
 
 impl Refcounts {
     /// The table as read from disk; blocks above `blocks_max` in memory are dropped when they can be.
@@ -141,6 +85,7 @@ impl Refcounts {
             stale: BTreeSet::new(),
             moved: false,
             abandoned: Vec::new(),
+            added: Vec::new(),
         }
     }
 
@@ -195,17 +140,6 @@ impl Refcounts {
         ((self.blocks_max as u64 / 4).max(1)) << self.block_bits()
     }
 
-    /// How many blocks are in memory that cannot be dropped.
-    pub(crate) fn unclean(&self) -> usize {
-        let unclean = |block: &&Block| block.is_dirty() || block.writing;
-        self.blocks.values().filter(unclean).count()
-    }
-
-    /// True if no further block should be made dirty before some are written.
-    pub(crate) fn crowded(&self) -> bool {
-        self.unclean() >= self.blocks_max
-    }
-
     /// The last block that there is, before block `end`.
     pub(crate) fn last_block(&self, end: u64) -> Option<u64> {
         let end = self
@@ -216,61 +150,6 @@ impl Refcounts {
         Some(last as u64)
     }
 
-    /// True if a block is in memory.
-    pub(crate) fn has(&self, index: u64) -> bool {
-        self.blocks.contains_key(&index)
-    }
-
-    /// A block was read. One that is in memory already is newer and stays.
-    pub(crate) fn loaded(&mut self, index: u64, bytes: Box<[u8]>) {
-        let Some(host) = self.block_at(index) else {
-            return;
-        };
-        self.insert(index, host, bytes, 0..0);
-        self.shrink();
-    }
-
-    fn insert(&mut self, index: u64, host: u64, bytes: Box<[u8]>, dirty: Range<usize>) {
-        self.clock += 1;
-        let used = self.clock;
-        self.blocks.entry(index).or_insert(Block {
-            host,
-            bytes,
-            dirty,
-            writing: false,
-            used,
-        });
-    }
-
-    /// Drops clean blocks above the limit, but never so many that what is asked for at once is not in memory at once.
-    fn shrink(&mut self) {
-        let clean = |block: &&Block| !block.is_dirty() && !block.writing;
-        let mut left = self.blocks.values().filter(clean).count();
-        while self.blocks.len() > self.blocks_max && left > self.at_once() {
-            let blocks = self.blocks.iter().filter(|(_, block)| clean(block));
-            let Some((&oldest, _)) = blocks.min_by_key(|(_, block)| block.used) else {
-                return;
-            };
-            self.blocks.remove(&oldest);
-            left -= 1;
-        }
-    }
-
-    /// So many blocks are looked at at once: those of a run of [`Refcounts::reach`], and those behind it.
-    fn at_once(&self) -> usize {
-        self.blocks_max / 4 + 4
-    }
-
-    /// A new block of zeroes at `host`, for clusters nobody described so far. The table has room for it. Nothing is dropped
-    /// for it: what the caller found in memory is still there.
-    pub(crate) fn add_block(&mut self, index: u64, host: u64) {
-        let bytes = vec![0; 1 << self.cluster_bits].into_boxed_slice();
-        self.table[index as usize] = host;
-        self.stale.insert(index);
-        let all = 0..bytes.len();
-        self.insert(index, host, bytes, all);
-    }
-
     /// The table is longer from now on, and will be written at `at`; the old one's clusters are free once that is durable
     /// ([`Refcounts::take_abandoned`]).
     pub(crate) fn move_table(&mut self, at: u64) {
@@ -278,6 +157,14 @@ impl Refcounts {
         self.table_at = at;
         self.table_clusters = (self.table.len() as u64 * 8).div_ceil(1 << self.cluster_bits);
         self.moved = true;
+        let (at, len) = self.table_span();
+        self.added
+            .push(Region::new(Section::RefcountTable, at, len));
+    }
+
+    /// Blocks and tables that were given a place since the last call.
+    pub(crate) fn take_added(&mut self) -> Vec<Region> {
+        std::mem::take(&mut self.added)
     }
 
     /// Spans, in bytes, that earlier tables took. Free once the newest one is durable.
@@ -383,78 +270,5 @@ impl Refcounts {
             }
         }
         Ok(None)
-    }
-
-    /// Copies out what is dirty; from here until [`Refcounts::written`] the blocks count as being written.
-    pub(crate) fn take_dirty(&mut self) -> Vec<BlockOut> {
-        let dirty = self.blocks.iter_mut().filter(|(_, block)| block.is_dirty());
-        dirty
-            .map(|(&index, block)| {
-                let within = std::mem::take(&mut block.dirty);
-                block.writing = true;
-                BlockOut {
-                    index,
-                    at: block.host + within.start as u64,
-                    bytes: block.bytes[within.clone()].to_vec(),
-                    within,
-                }
-            })
-            .collect()
-    }
-
-    /// The blocks that were taken are on disk.
-    pub(crate) fn written(&mut self, out: &[BlockOut]) {
-        for out in out {
-            if let Some(block) = self.blocks.get_mut(&out.index) {
-                block.writing = false;
-            }
-        }
-        self.shrink();
-    }
-
-    /// The blocks that were taken were not written: they are dirty again.
-    pub(crate) fn lost(&mut self, out: &[BlockOut]) {
-        for out in out {
-            if let Some(block) = self.blocks.get_mut(&out.index) {
-                block.writing = false;
-                block.touch(out.within.clone());
-            }
-        }
-    }
-
-    /// What of the table the disk does not have; from here on it counts as written.
-    pub(crate) fn take_table(&mut self) -> TableOut {
-        let stale = std::mem::take(&mut self.stale);
-        let (at, clusters) = (self.table_at, self.table_clusters);
-        if std::mem::take(&mut self.moved) {
-            let entries = self.table.clone();
-            return TableOut::Moved {
-                at,
-                clusters,
-                entries,
-            };
-        }
-        if stale.is_empty() {
-            return TableOut::None;
-        }
-        let entry = |index: u64| (index, self.table[index as usize]);
-        let entries = stale.into_iter().map(entry).collect();
-        TableOut::Entries { at, entries }
-    }
-
-    /// What was taken was not written after all.
-    pub(crate) fn table_lost(&mut self, out: &TableOut) {
-        match out {
-            TableOut::None => {}
-            TableOut::Entries { entries, .. } => {
-                self.stale.extend(entries.iter().map(|(index, _)| *index));
-            }
-            TableOut::Moved { .. } => self.moved = true,
-        }
-    }
-
-    /// True if some refcount is newer than the disk's.
-    pub(crate) fn is_dirty(&self) -> bool {
-        self.moved || !self.stale.is_empty() || self.blocks.values().any(Block::is_dirty)
     }
 }

@@ -5,16 +5,22 @@
 
 use super::Qcow2;
 use super::check::CheckError;
+use super::format::bitmap_dir::BitmapError;
+use super::format::entry::L2Entry;
 use super::format::header::{L1_BYTES_MAX, Version};
-use super::restructure::Still;
+use super::meta::Why;
+use super::restructure::{Still, Touched};
 use super::snapshot::{DISK_AT, disk_fields};
+use super::zero::Held;
 use crate::driver::{SECTOR_BYTES, SIZE_BYTES_MAX};
 use crate::filter::blkdebug::BlkdebugEvent;
+use crate::graph::Role;
 use crate::io::Io;
 use crate::node::Outcome;
-use crate::request::{Prealloc, Unmap};
+use crate::request::{Kind, Prealloc, Request, Unmap};
 use crate::units::Span;
 use ring::{Durability, Errno};
+use std::cmp::Ordering;
 
 /// Why the disk keeps its size. The words are QEMU's where it has any.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +31,9 @@ pub enum ResizeFailure {
     /// Its snapshots do not say what size they are of.
     #[error("Can't resize a version 2 image which has snapshots")]
     OldSnapshots,
+    /// A bitmap that would be wrong.
+    #[error(transparent)]
+    Bitmap(#[from] BitmapError),
     /// Nothing is new that could be set aside.
     #[error("Preallocation can't be used for shrinking an image")]
     ShrinkAndPreallocate,
@@ -46,7 +55,7 @@ impl From<ResizeFailure> for Errno {
     fn from(failure: ResizeFailure) -> Errno {
         match failure {
             ResizeFailure::Sectors | ResizeFailure::ShrinkAndPreallocate => Errno::INVAL,
-            ResizeFailure::OldSnapshots => Errno::NOTSUP,
+            ResizeFailure::OldSnapshots | ResizeFailure::Bitmap(_) => Errno::NOTSUP,
             ResizeFailure::TooLarge => Errno(libc::EFBIG),
             ResizeFailure::Image(CheckError::File(errno)) => errno,
             ResizeFailure::Image(_) => Errno::IO,
@@ -65,22 +74,11 @@ impl Qcow2 {
     ) -> Result<(), ResizeFailure> {
         self.may_be(size_bytes, how)?;
         let before = self.disk_bytes();
-        if size_bytes < before {
-            return self.shrink(io, before, size_bytes).await;
+        match size_bytes.cmp(&before) {
+            Ordering::Less => self.shrink(io, before, size_bytes).await,
+            Ordering::Equal => Ok(()),
+            Ordering::Greater => self.grow_disk(io, before, size_bytes, how).await,
         }
-        if size_bytes > before {
-            self.grow_disk(io, before, size_bytes).await?;
-            let new = Span {
-                at: before,
-                len: size_bytes - before,
-            };
-            if let Err(errno) = self.fill_new(io, new, how).await {
-                // The first error is the one to tell.
-                let _ = self.shrink(io, size_bytes, before).await;
-                return Err(errno.into());
-            }
-        }
-        Ok(())
     }
 
     fn may_be(&self, size_bytes: u64, how: Prealloc) -> Result<(), ResizeFailure> {
@@ -90,6 +88,9 @@ impl Qcow2 {
         let header = self.header();
         if header.version == Version::V2 && header.snapshots.count > 0 {
             return Err(ResizeFailure::OldSnapshots);
+        }
+        if size_bytes != self.disk_bytes() {
+            self.may_fit(size_bytes)?;
         }
         if size_bytes < self.disk_bytes() && how != Prealloc::Off {
             return Err(ResizeFailure::ShrinkAndPreallocate);
@@ -101,40 +102,97 @@ impl Qcow2 {
         Ok(())
     }
 
-    async fn grow_disk(&self, io: &Io, before: u64, size_bytes: u64) -> Result<(), ResizeFailure> {
-        let still = self.still(io).await?;
-        // Two at once: the second sees what the first did.
-        if self.disk_bytes() != before {
-            return Err(Errno(libc::EBUSY).into());
-        }
-        let data = self.data(io)?;
-        if data != self.file(io)? {
-            let there = io.graph().info(data).ok_or(Errno::IO)?.size_bytes;
-            let needed = size_bytes.next_multiple_of(self.geometry.cluster_bytes());
-            if there < needed {
-                io.truncate(data, needed, Prealloc::Off).await?;
+    /// What is new is made to read as zeroes first, and has its space if that is asked; only then it is part of the disk.
+    async fn grow_disk(
+        &self,
+        io: &Io,
+        before: u64,
+        size_bytes: u64,
+        how: Prealloc,
+    ) -> Result<(), ResizeFailure> {
+        self.open_for_writing(io).await?;
+        let new = Span {
+            at: before,
+            len: size_bytes - before,
+        };
+        let how = match (how, self.header().autoclear.data_file_raw) {
+            // A raw data file is one only if all the metadata is there.
+            (Prealloc::Off, true) => Prealloc::Metadata,
+            (how, _) => how,
+        };
+        if how != Prealloc::Off || !self.shown_of_backing(io, new)?.is_empty() {
+            let stale = self.stale_in_data_file(io, new)?;
+            self.lengthen(io, before, size_bytes).await?;
+            if let Err(errno) = self.fill_new(io, new, stale, how).await {
+                // The first error is the one to tell.
+                let _ = self.clear(io, new, Held::Not).await;
+                return Err(errno.into());
             }
+        } else {
+            // Whoever made the disk smaller before may have left there what it had.
+            self.zero_part(io, self.first_part(new), Unmap::Allow, Held::Not)
+                .await?;
         }
-        self.switch_size(io, &still, size_bytes).await
+        let still = self.still_of(io, before).await?;
+        self.lengthen_data_file(io, size_bytes).await?;
+        let entries = self.entries_for(size_bytes).max(self.meta().l1.len());
+        self.switch_size(io, &still, size_bytes, entries).await
     }
 
-    /// A disk that an L1 table leads to the whole of has its size in the header, and that is all; else the table moves.
+    /// Nothing changes from here on. Two resize at once: the second sees what the first did, and gives up.
+    async fn still_of(&self, io: &Io, size_bytes: u64) -> Result<Still<'_>, Errno> {
+        let still = self.still(io, Touched::Disk).await?;
+        match self.disk_bytes() == size_bytes {
+            true => Ok(still),
+            false => Err(Errno(libc::EBUSY)),
+        }
+    }
+
+    fn entries_for(&self, size_bytes: u64) -> usize {
+        self.meta().header.l1_entries_for(size_bytes) as usize
+    }
+
+    /// Room for what lies past the end of the disk.
+    async fn lengthen(&self, io: &Io, before: u64, size_bytes: u64) -> Result<(), ResizeFailure> {
+        let entries = self.entries_for(size_bytes);
+        let still = self.still_of(io, before).await?;
+        self.lengthen_data_file(io, size_bytes).await?;
+        if entries <= self.meta().l1.len() {
+            return Ok(());
+        }
+        self.switch_size(io, &still, before, entries).await
+    }
+
+    async fn lengthen_data_file(&self, io: &Io, size_bytes: u64) -> Outcome {
+        let data = self.data(io)?;
+        if data == self.file(io)? {
+            return Ok(());
+        }
+        let there = io.graph().info(data).ok_or(Errno::IO)?.size_bytes;
+        let needed = size_bytes.next_multiple_of(self.geometry.cluster_bytes());
+        match there < needed {
+            true => io.truncate(data, needed, Prealloc::Off).await,
+            false => Ok(()),
+        }
+    }
+
+    /// With an L1 table as long as it was the size in the header is all that changes; else the table moves.
     async fn switch_size(
         &self,
         io: &Io,
         still: &Still<'_>,
         size_bytes: u64,
+        entries: usize,
     ) -> Result<(), ResizeFailure> {
-        let mut plan = self.new_plan(io)?;
+        let mut plan = self.new_plan(io, Why::Other)?;
         let fields = {
             let meta = self.meta();
-            let needed = meta.header.l1_entries_for(size_bytes) as usize;
-            if needed == meta.l1.len() {
+            if entries == meta.l1.len() {
                 disk_fields(size_bytes, meta.header.l1)
             } else {
                 let mut words = meta.l1.clone();
-                plan.tells(self.tell_table(io, words.len(), needed));
-                words.resize(needed, 0);
+                plan.tells(self.tell_table(io, words.len(), entries));
+                words.resize(entries, 0);
                 disk_fields(size_bytes, plan.l1(&words))
             }
         };
@@ -157,31 +215,57 @@ impl Qcow2 {
     }
 
     /// What is new reads as zeroes, and has its space if that is asked.
-    async fn fill_new(&self, io: &Io, new: Span, how: Prealloc) -> Outcome {
-        self.hide_backing(io, new).await?;
-        let how = match (how, self.header().autoclear.data_file_raw) {
-            // A raw data file is one only if all the metadata is there.
-            (Prealloc::Off, true) => Prealloc::Metadata,
-            (how, _) => how,
-        };
+    async fn fill_new(&self, io: &Io, new: Span, stale: Span, how: Prealloc) -> Outcome {
+        let cluster = self.geometry.cluster_bytes();
+        // A cluster that the end of the disk cuts is zeroed whole.
+        let shown = self.shown_of_backing(io, new)?;
+        let len = shown.end().next_multiple_of(cluster).saturating_sub(new.at);
+        match shown.is_empty() {
+            true => {
+                self.zero_part(io, self.first_part(new), Unmap::Allow, Held::Not)
+                    .await?;
+            }
+            false => {
+                let shown = Span { at: new.at, len };
+                self.write_zeroes(io, shown, Unmap::Allow, Durability::Cached)
+                    .await?;
+            }
+        }
+        if how == Prealloc::Metadata && !stale.is_empty() {
+            let kind = Kind::WriteZeroes(Unmap::Allow, Durability::Cached);
+            io.request(self.data(io)?, Request::plain(kind, stale))
+                .await?;
+        }
         if how != Prealloc::Off {
             self.preallocate(io, new, how).await?;
         }
         self.flush(io).await
     }
 
-    /// A backing file longer than the disk was would show in what is new.
-    async fn hide_backing(&self, io: &Io, new: Span) -> Outcome {
-        let Ok(below) = io.child(crate::graph::Role::Cow) else {
-            return Ok(());
+    /// What of `new` a data file has already. Nobody took away there what a disk that was larger before had, and metadata
+    /// that is set aside leads to it.
+    fn stale_in_data_file(&self, io: &Io, new: Span) -> Result<Span, Errno> {
+        let data = self.data(io)?;
+        if data == self.file(io)? {
+            return Ok(new.first(0));
+        }
+        let there = io.graph().info(data).ok_or(Errno::IO)?.size_bytes;
+        Ok(new.first(there.saturating_sub(new.at)))
+    }
+
+    /// A backing file longer than the disk was would show in what is new: there.
+    fn shown_of_backing(&self, io: &Io, new: Span) -> Result<Span, Errno> {
+        let Ok(below) = io.child(Role::Cow) else {
+            return Ok(new.first(0));
         };
         let below_bytes = io.graph().info(below).ok_or(Errno::IO)?.size_bytes;
-        let shown = new.first(below_bytes.saturating_sub(new.at));
-        if shown.is_empty() {
-            return Ok(());
-        }
-        self.write_zeroes(io, shown, Unmap::Allow, Durability::Cached)
-            .await
+        Ok(new.first(below_bytes.saturating_sub(new.at)))
+    }
+
+    /// What of `span` lies in a cluster that begins before it.
+    fn first_part(&self, span: Span) -> Span {
+        let boundary = span.at.next_multiple_of(self.geometry.cluster_bytes());
+        span.first(boundary - span.at)
     }
 
     async fn shrink(&self, io: &Io, before: u64, size_bytes: u64) -> Result<(), ResizeFailure> {
@@ -189,18 +273,50 @@ impl Qcow2 {
             at: size_bytes,
             len: before - size_bytes,
         };
-        // Should the disk grow again, what was there is gone.
-        self.write_zeroes(io, cut, Unmap::Allow, Durability::Cached)
-            .await?;
-        let still = self.still(io).await?;
-        if self.disk_bytes() != before {
-            return Err(Errno(libc::EBUSY).into());
-        }
-        self.switch_size(io, &still, size_bytes).await?;
+        self.open_for_writing(io).await?;
+        // Should the disk grow again, what was there is gone. The bulk of it goes while guests go on ...
+        self.clear(io, cut, Held::Not).await?;
+        let still = self.still_of(io, before).await?;
+        // ... and what they have written there meanwhile now.
+        self.clear(io, cut, Held::ByCaller).await?;
+        self.write_everything(io).await?;
+        let entries = self.entries_for(size_bytes);
+        self.switch_size(io, &still, size_bytes, entries).await?;
         if self.header().autoclear.data_file_raw {
-            io.truncate(self.data(io)?, size_bytes, Prealloc::Off)
-                .await?;
+            // Whole clusters are written.
+            let whole = size_bytes.next_multiple_of(self.geometry.cluster_bytes());
+            io.truncate(self.data(io)?, whole, Prealloc::Off).await?;
         }
         Ok(())
+    }
+
+    /// Frees what `cut` has, which ends where the disk does or beyond. Were it part of a disk again it would read as what a
+    /// backing file has, which growing hides.
+    async fn clear(&self, io: &Io, cut: Span, held: Held) -> Outcome {
+        let part = self.first_part(cut);
+        self.zero_part(io, part, Unmap::Allow, held).await?;
+        let cluster = self.geometry.cluster_bytes();
+        let mut rest = cut.after(part.len);
+        if !rest.is_empty() {
+            rest = rest.widened(cluster);
+        }
+        while !rest.is_empty() {
+            let part = self.rest_of_slice(rest);
+            self.clear_clusters(io, part, held).await?;
+            self.keep_up(io).await?;
+            rest = rest.after(part.len);
+        }
+        Ok(())
+    }
+
+    /// Clusters of one slice.
+    async fn clear_clusters(&self, io: &Io, span: Span, held: Held) -> Outcome {
+        let _hold = match held {
+            Held::Not => Some(self.holds.hold(span).await),
+            Held::ByCaller => None,
+        };
+        self.zero_data_file(io, span, Unmap::Allow).await?;
+        let change = |_| L2Entry::Unallocated;
+        self.edit(io, span, Why::Cut, change).await
     }
 }

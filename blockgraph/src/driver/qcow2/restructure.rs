@@ -8,7 +8,7 @@ use super::Qcow2;
 use super::check::{CheckError, Extra, raise, read_header, settle};
 use super::format::header::{Header, TableAt, Version};
 use super::image_file::ImageFile;
-use super::meta::Meta;
+use super::meta::{Meta, Why};
 use super::traffic::Stopped;
 use super::writer::Gate;
 use crate::filter::blkdebug::BlkdebugEvent;
@@ -21,6 +21,8 @@ use std::sync::atomic::Ordering;
 /// How long, and how often, readers are waited for that look at a slice just now.
 const CLEAR_WAIT_NS: u64 = 100_000;
 const CLEAR_TRIES_MAX: u32 = 100_000;
+/// What the header leads to is taken up at most so often.
+const SETTLE_TRIES_MAX: u32 = 3;
 
 /// Nothing changes the image while this lives.
 #[derive(Debug)]
@@ -29,8 +31,17 @@ pub(super) struct Still<'a> {
     _all: Hold<'a>,
 }
 
+/// What a change of the image is a change of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Touched {
+    /// What the guest sees.
+    Disk,
+    /// Nothing that it sees.
+    Metadata,
+}
+
 /// What is to be.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Plan {
     /// What is written first: offsets past the end of the file, and bytes.
     blobs: Vec<(u64, Vec<u8>)>,
@@ -41,6 +52,8 @@ pub(super) struct Plan {
     switch: (u64, Vec<u8>),
     /// What the image file is told before the first of that, and before the last.
     events: [Option<BlkdebugEvent>; 2],
+    /// What clusters that are free afterwards were freed for.
+    frees: Why,
 }
 
 impl Plan {
@@ -91,8 +104,11 @@ impl Plan {
 
 impl Qcow2 {
     /// Stops all changes, and brings the disk to where memory is, refcounts included.
-    pub(super) async fn still(&self, io: &Io) -> Result<Still<'_>, Errno> {
-        self.open_for_writing(io).await?;
+    pub(super) async fn still(&self, io: &Io, touched: Touched) -> Result<Still<'_>, Errno> {
+        match touched {
+            Touched::Disk => self.open_for_writing(io).await?,
+            Touched::Metadata => self.open_for_metadata(io).await?,
+        }
         let stopped = self.traffic.stop().await;
         let everything = Span {
             at: 0,
@@ -101,7 +117,7 @@ impl Qcow2 {
         let all = self.holds.hold(everything).await;
         // Mapped writes that were let pass before the hold.
         io.grace().await;
-        if self.writer.gate() != Gate::Open {
+        if self.writer.gate() == Gate::Corrupt {
             return Err(Errno::IO);
         }
         self.write_everything(io).await?;
@@ -113,13 +129,17 @@ impl Qcow2 {
     }
 
     /// A plan to be filled in.
-    pub(super) fn new_plan(&self, io: &Io) -> Result<Plan, Errno> {
+    pub(super) fn new_plan(&self, io: &Io, frees: Why) -> Result<Plan, Errno> {
         let file = ImageFile::new(io, self.file(io)?);
         let cluster_bytes = self.geometry.cluster_bytes();
         Ok(Plan {
+            blobs: Vec::new(),
+            extra: Extra::default(),
             next: file.size_bytes().next_multiple_of(cluster_bytes),
             cluster_bytes,
-            ..Plan::default()
+            switch: (0, Vec::new()),
+            events: [None, None],
+            frees,
         })
     }
 
@@ -130,18 +150,45 @@ impl Qcow2 {
         _still: &Still<'_>,
         plan: Plan,
     ) -> Result<(), CheckError> {
+        let frees = plan.frees;
         let done = self.carry_out(io, plan).await;
         // Also after a failure: what was raised is lowered again.
-        let settled = match settle(io, self.file(io)?).await {
-            Ok(()) => self.reload(io).await,
-            Err(error) => Err(error),
-        };
+        let settled = self.take_up(io, frees).await;
         if settled.is_err() {
             // Memory and disk may differ.
-            self.writer.set_gate(Gate::Corrupt);
-            self.may_map_writes.store(false, Ordering::Release);
+            self.shut();
         }
         done.and(settled)
+    }
+
+    /// Lowers refcounts to what the header leads to, and takes up what the image is. A disk that fails once does not end
+    /// the image's life: whatever was done of it, it can be done again.
+    async fn take_up(&self, io: &Io, frees: Why) -> Result<(), CheckError> {
+        let mut settled = Ok(());
+        for _ in 0..SETTLE_TRIES_MAX {
+            settled = self.take_up_once(io, frees).await;
+            if settled.is_ok() {
+                break;
+            }
+        }
+        settled
+    }
+
+    async fn take_up_once(&self, io: &Io, frees: Why) -> Result<(), CheckError> {
+        let file = self.file(io)?;
+        let freed = settle(io, file).await?;
+        self.reload(io).await?;
+        if self.writer.options.pass_discard.passes(frees) {
+            let bits = self.geometry.cluster_bits();
+            let file = ImageFile::new(io, file);
+            for run in freed {
+                // Advice. Nobody reads there any more, and nobody is given it before the image may change again.
+                let _ = file
+                    .discard(run.start << bits, (run.end - run.start) << bits)
+                    .await;
+            }
+        }
+        Ok(())
     }
 
     async fn carry_out(&self, io: &Io, plan: Plan) -> Result<(), CheckError> {
@@ -170,6 +217,7 @@ impl Qcow2 {
         let size_bytes = header.size_bytes;
         *self.meta() = Meta::new(header, l1);
         self.load_refcount_table(io).await?;
+        self.load_overlaps(io).await?;
         self.writer.set_lazy(false);
         self.size_bytes.store(size_bytes, Ordering::Release);
         self.quiet(io).await;

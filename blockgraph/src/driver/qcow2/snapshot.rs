@@ -9,7 +9,8 @@ use super::format::entry::{DataIn, L1Entry};
 use super::format::header::{L1_BYTES_MAX, SNAPSHOTS_MAX, TableAt};
 use super::format::snapshot_table::{Snapshot, SnapshotError, Taken, encode_table};
 use super::image_file::ImageFile;
-use super::restructure::Plan;
+use super::meta::Why;
+use super::restructure::{Plan, Touched};
 use crate::io::Io;
 use ring::Errno;
 
@@ -33,6 +34,9 @@ pub enum SnapshotFailure {
     /// The data file holds the disk as it is now and nothing else.
     #[error("internal snapshots are not supported with an external data file")]
     DataFile,
+    /// What bitmaps say of the disk would be wrong.
+    #[error("Device has active dirty bitmaps")]
+    Bitmaps,
     /// A snapshot's table.
     #[error(transparent)]
     Table(#[from] SnapshotError),
@@ -74,12 +78,12 @@ impl Qcow2 {
         if new.name.len() > usize::from(u16::MAX) {
             return Err(SnapshotFailure::LongName);
         }
-        let still = self.still(io).await?;
+        let still = self.still(io, Touched::Metadata).await?;
         let mut table = self.snapshots(io).await?;
         if table.len() >= SNAPSHOTS_MAX as usize {
             return Err(SnapshotFailure::TooMany);
         }
-        let mut plan = self.new_plan(io)?;
+        let mut plan = self.new_plan(io, Why::Snapshot)?;
         let words: Vec<u64> = self.meta().l1.iter().map(|word| uncopied(*word)).collect();
         let id = new_id(&table);
         table.push(Snapshot {
@@ -100,12 +104,15 @@ impl Qcow2 {
     /// [`SnapshotFailure`].
     pub async fn apply_snapshot(&self, io: &Io, which: &str) -> Result<(), SnapshotFailure> {
         self.may_have_snapshots()?;
-        let still = self.still(io).await?;
+        if !self.bitmaps().is_empty() {
+            return Err(SnapshotFailure::Bitmaps);
+        }
+        let still = self.still(io, Touched::Disk).await?;
         let table = self.snapshots(io).await?;
         let snapshot = &table[find(&table, which).ok_or(SnapshotFailure::NotFound)?];
         let file = ImageFile::new(io, self.file(io)?);
         let (words, size_bytes) = self.disk_of(&file, snapshot).await?;
-        let mut plan = self.new_plan(io)?;
+        let mut plan = self.new_plan(io, Why::Snapshot)?;
         let l1 = plan.l1(&words);
         plan.switch(DISK_AT, disk_fields(size_bytes, l1));
         self.restructure(io, &still, plan).await?;
@@ -141,10 +148,10 @@ impl Qcow2 {
     /// Forgets a snapshot; `which` is an id or a name. Errors: see [`SnapshotFailure`].
     pub async fn delete_snapshot(&self, io: &Io, which: &str) -> Result<(), SnapshotFailure> {
         self.may_have_snapshots()?;
-        let still = self.still(io).await?;
+        let still = self.still(io, Touched::Metadata).await?;
         let mut table = self.snapshots(io).await?;
         table.remove(find(&table, which).ok_or(SnapshotFailure::NotFound)?);
-        let mut plan = self.new_plan(io)?;
+        let mut plan = self.new_plan(io, Why::Snapshot)?;
         switch_snapshots(&mut plan, &table)?;
         self.restructure(io, &still, plan).await?;
         Ok(())

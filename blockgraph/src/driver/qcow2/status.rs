@@ -16,14 +16,14 @@ impl Qcow2 {
     pub(super) async fn block_status(&self, io: &Io, span: Span) -> Result<Status, Errno> {
         let _user = self.users.enter();
         let data = io.child(self.data_role())?;
-        if let Some(len) = self.absent(span)? {
+        if let Some(len) = self.absent(io, span)? {
             return Ok(status(Part::Below { host: None }, len, data));
         }
         let slice = self.rest_of_slice(span);
         let view = self.view(io, self.geometry.entry_at(span.at).slice).await?;
         let run = |rest: Span| {
             let run = extent(&self.geometry, rest, |index| view.entry(index));
-            run.map_err(|malformed| self.impossible(malformed))
+            run.map_err(|malformed| self.impossible(io, malformed))
         };
         let (part, len) = run(slice)?;
         let mut status = status(part, len, data);
@@ -40,7 +40,7 @@ impl Qcow2 {
     }
 
     /// How much from the beginning of `span` is described by tables that do not exist, neither on disk nor in memory.
-    fn absent(&self, span: Span) -> Result<Option<u64>, Errno> {
+    fn absent(&self, io: &Io, span: Span) -> Result<Option<u64>, Errno> {
         let table_bytes = self.geometry.table_guest_bytes();
         let mut rest = span;
         while !rest.is_empty() {
@@ -52,7 +52,7 @@ impl Qcow2 {
             let table = match table {
                 Ok(table) => table,
                 Err(_) if rest.at > span.at => break,
-                Err(malformed) => return Err(self.impossible(malformed)),
+                Err(malformed) => return Err(self.impossible(io, malformed)),
             };
             let in_memory = || (first..first + slices).any(|slice| self.l2.is_changed(slice));
             if table != L1Entry::Absent || in_memory() {

@@ -39,6 +39,10 @@ impl Qcow2 {
     /// Every request but a read.
     pub(super) async fn change(&self, io: &Io, kind: Kind, span: Span, mem: Mem) -> Outcome {
         let _pass = self.traffic.enter().await;
+        // The disk may have become smaller while the request was on its way.
+        if span.end() > self.disk_bytes() {
+            return Err(Errno::INVAL);
+        }
         match kind {
             Kind::Read => self.read(io, span, mem).await,
             Kind::Write(durability) => self.write(io, span, &mem, durability).await,
@@ -102,12 +106,6 @@ impl Qcow2 {
         Err(Errno::NOMEM)
     }
 
-    /// Metadata is impossible, and somebody wants to write.
-    pub(super) async fn malformed(&self, io: &Io, _malformed: Malformed) -> Errno {
-        self.corrupt(io).await;
-        Errno::IO
-    }
-
     /// Writes the beginning of `span`, which lies in one slice; returns how much. 0 means that things have changed
     /// meanwhile.
     async fn write_some(&self, io: &Io, span: Span, mem: &Mem) -> Result<u64, Errno> {
@@ -145,6 +143,11 @@ impl Qcow2 {
         };
         let cluster = self.geometry.cluster_bytes();
         let _hold = self.holds.hold(span.widened(cluster)).await;
+        self.write_owned(io, span, mem).await
+    }
+
+    /// The same for a caller who holds the clusters.
+    pub(super) async fn write_owned(&self, io: &Io, span: Span, mem: &Mem) -> Result<u64, Errno> {
         let job = self.job(io, span).await?;
         let span = self.covered(span, job);
         let mem = mem.slice(0, span.len as usize);

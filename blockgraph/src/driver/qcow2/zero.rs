@@ -15,6 +15,15 @@ use crate::request::{Kind, Request, Unmap};
 use crate::units::Span;
 use ring::{Durability, Errno, Mem};
 
+/// Who holds the clusters that are changed?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    /// Nobody yet.
+    Not,
+    /// The caller does.
+    ByCaller,
+}
+
 /// Zeroes that have to be written are written in pieces of this, in bytes.
 const PIECE_BYTES: u64 = 1 << 20;
 
@@ -41,7 +50,7 @@ impl Qcow2 {
             let part = self.rest_of_kind(part, is_whole);
             match is_whole {
                 true => self.zero_units(io, part, unmap).await?,
-                false => self.zero_part(io, part, unmap).await?,
+                false => self.zero_part(io, part, unmap, Held::Not).await?,
             }
             rest = rest.after(part.len);
         }
@@ -88,7 +97,7 @@ impl Qcow2 {
         // Only now: a write that was under way may have compressed it.
         if part != u32::MAX && self.is_compressed(io, span).await? {
             drop(hold);
-            return self.zero_part(io, span, unmap).await;
+            return self.zero_part(io, span, unmap, Held::Not).await;
         }
         self.zero_data_file(io, span, unmap).await?;
         let (unref, nothing_below) = (self.writer.options.unref, self.nothing_below(io));
@@ -117,7 +126,7 @@ impl Qcow2 {
 
     /// "The external data file can be read as a consistent standalone raw image without looking at the qcow2 metadata":
     /// what is zero is zero there too.
-    async fn zero_data_file(&self, io: &Io, span: Span, unmap: Unmap) -> Outcome {
+    pub(super) async fn zero_data_file(&self, io: &Io, span: Span, unmap: Unmap) -> Outcome {
         if !self.meta().header.autoclear.data_file_raw {
             return Ok(());
         }
@@ -126,16 +135,17 @@ impl Qcow2 {
     }
 
     /// What is no whole unit: zeroes are data there.
-    async fn zero_part(&self, io: &Io, span: Span, unmap: Unmap) -> Outcome {
+    pub(super) async fn zero_part(&self, io: &Io, span: Span, unmap: Unmap, held: Held) -> Outcome {
         let mut rest = span;
         while !rest.is_empty() {
-            let done = self.zero_some(io, self.rest_of_slice(rest), unmap).await?;
+            let part = self.rest_of_slice(rest);
+            let done = self.zero_some(io, part, unmap, held).await?;
             rest = rest.after(done);
         }
         Ok(())
     }
 
-    async fn zero_some(&self, io: &Io, span: Span, unmap: Unmap) -> Result<u64, Errno> {
+    async fn zero_some(&self, io: &Io, span: Span, unmap: Unmap, held: Held) -> Result<u64, Errno> {
         let at = self.geometry.entry_at(span.at);
         let (run, user) = {
             let slot = self.slice(io, at.slice).await?;
@@ -163,6 +173,9 @@ impl Qcow2 {
                 drop(user);
                 let piece = span.first(len.min(PIECE_BYTES));
                 let zeroes = Mem::zeroed(piece.len as usize).ok_or(Errno::NOMEM)?;
+                if held == Held::ByCaller {
+                    return self.write_owned(io, piece, &zeroes).await;
+                }
                 self.write_all(io, piece, &zeroes).await?;
                 Ok(piece.len)
             }

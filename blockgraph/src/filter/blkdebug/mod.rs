@@ -3,15 +3,18 @@
 //! The rule: without rules and limits it maps everything past itself. With any, every request is served: looked up in the
 //! rules, cut to the limits, and passed on.
 
+mod called;
 mod config;
 mod event;
 mod pieces;
 mod rules;
 
+pub use called::described;
 pub use config::{Config, ConfigError, read as read_config};
 pub use event::BlkdebugEvent;
 pub use rules::{InjectError, IoType, SetState};
 
+use crate::graph::name::Described;
 use crate::graph::perm::{Perms, Wants};
 use crate::graph::{Edge, Role};
 use crate::hold::Holds;
@@ -69,11 +72,13 @@ pub struct Blkdebug {
     holds: Holds,
     /// Never held across an await or an I/O.
     rules: Mutex<Rules>,
+    described: Described,
 }
 
 impl Blkdebug {
     /// Above a node of which `below` is known.
     pub fn new(below: Info, options: Options) -> Blkdebug {
+        let described = described(&options, None);
         let Options {
             inject_error,
             set_state,
@@ -90,7 +95,13 @@ impl Blkdebug {
             idle,
             holds: Holds::default(),
             rules: Mutex::new(Rules::new(inject_error, set_state)),
+            described,
         }
+    }
+
+    /// The same, called otherwise.
+    pub fn called(self, described: Described) -> Blkdebug {
+        Blkdebug { described, ..self }
     }
 
     fn rules(&self) -> MutexGuard<'_, Rules> {
@@ -136,6 +147,10 @@ impl Blkdebug {
 
 impl Driver for Blkdebug {
     #[inline]
+    fn described(&self, _kind: &str) -> Described {
+        self.described.clone()
+    }
+
     fn map(&self, _dir: Dir, span: Span) -> Map {
         if !self.idle {
             return Map::Slow;

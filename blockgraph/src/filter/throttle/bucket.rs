@@ -49,14 +49,19 @@ impl Level {
         self.empty_at.store(0, Ordering::Relaxed);
     }
 
+    #[inline]
     fn price(&self, units: u64) -> u64 {
-        let cost = u128::from(self.cost.load(Ordering::Relaxed));
-        saturate((cost * u128::from(units)) >> COST_BITS)
+        match self.cost.load(Ordering::Relaxed) {
+            0 => 0,
+            cost => saturate((u128::from(cost) * u128::from(units)) >> COST_BITS),
+        }
     }
 
+    #[inline]
     fn has_room(&self, now: u64) -> bool {
-        let depth = self.depth.load(Ordering::Relaxed);
-        self.empty_at.load(Ordering::Relaxed) <= now.saturating_add(depth)
+        let empty_at = self.empty_at.load(Ordering::Relaxed);
+        // Without a limit, or at leisure, it is empty.
+        empty_at <= now || empty_at <= now.saturating_add(self.depth.load(Ordering::Relaxed))
     }
 
     /// Ticks until it has room, once `promised` units were poured in.

@@ -63,6 +63,8 @@ pub struct Group {
     reads: Gate,
     writes: Gate,
     members: AtomicU64,
+    /// Whoever changes the graph waits for those who wait: they pass at once.
+    hurried: AtomicUsize,
     /// Never held across an await or an I/O.
     line: Mutex<Line>,
     limits: Mutex<Limits>,
@@ -80,6 +82,7 @@ impl Group {
             reads: Gate::default(),
             writes: Gate::default(),
             members: AtomicU64::new(0),
+            hurried: AtomicUsize::new(0),
             line: Mutex::default(),
             limits: Mutex::default(),
         };
@@ -107,6 +110,22 @@ impl Group {
             waker.wake();
         }
         Ok(())
+    }
+
+    /// Somebody waits for all who wait here, or does no longer. Meanwhile nobody waits; what passes is owed.
+    pub(crate) fn hurry(&self, on: bool) {
+        match on {
+            true => self.hurried.fetch_add(1, Ordering::Release),
+            false => self.hurried.fetch_sub(1, Ordering::Release),
+        };
+        let next = self.line().next();
+        if let Some(waker) = next {
+            waker.wake();
+        }
+    }
+
+    fn is_hurried(&self) -> bool {
+        self.hurried.load(Ordering::Acquire) > 0
     }
 
     fn apply(&self, new: Limits) {
@@ -223,6 +242,9 @@ impl Group {
 
     /// Ticks until there is room for a request in that direction, after what is promised has passed.
     fn ticks_until(&self, now: u64, dir: Dir, promised: Promised) -> u64 {
+        if self.is_hurried() {
+            return 0;
+        }
         let (Promised { read, write }, own) = (promised, promised_in(promised, dir));
         let all = read.plus(write);
         let bytes = self.bytes.total.wait(now, all.bytes);

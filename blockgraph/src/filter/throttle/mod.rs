@@ -15,6 +15,7 @@ pub use group::Group;
 pub use limits::{Limits, LimitsError, RATE_MAX, Rate};
 pub use registry::{GroupError, ThrottleGroups};
 
+use crate::graph::name::{Described, Setting, Short};
 use crate::io::Io;
 use crate::node::{Filter, Local, Outcome};
 use crate::request::Dir;
@@ -42,6 +43,14 @@ impl Throttle {
 }
 
 impl Filter for Throttle {
+    fn described(&self) -> Described {
+        let group = Setting::Text(self.group.name().to_owned());
+        Described {
+            settings: vec![("throttle-group".to_owned(), group)],
+            short: Short::None,
+        }
+    }
+
     #[inline]
     fn ready(&self, dir: Dir, span: Span) -> bool {
         self.group.ready(dir, span)
@@ -60,4 +69,8 @@ impl Filter for Throttle {
     }
 
     fn end(&self, _dir: Dir, _span: Span, _outcome: Outcome) {}
+
+    fn throttle_group(&self) -> Option<&Arc<Group>> {
+        Some(&self.group)
+    }
 }

@@ -4,8 +4,10 @@
 //! if that is not to be had.
 
 use super::{Child, Made, OpenError, Opening};
+use crate::bitmap::{BitmapError, BitmapName, find};
 use crate::filter::blkdebug::{self, Blkdebug};
 use crate::filter::compress::Compress;
+use crate::filter::copy_before_write::{CbwError, CbwOptions, CopyBeforeWrite};
 use crate::filter::copy_on_read::{self, BottomError, CopyOnRead};
 use crate::filter::preallocate::Preallocate;
 use crate::filter::throttle::{GroupError, Throttle};
@@ -31,6 +33,17 @@ pub enum FilterSpec {
         file: Child,
         /// The last layer it copies from, by name.
         bottom: Option<String>,
+    },
+    /// `copy-before-write`
+    CopyBeforeWrite {
+        /// What guests write.
+        file: Child,
+        /// Where old data is copied to.
+        target: Child,
+        /// What the snapshot has; `None`: everything.
+        bitmap: Option<BitmapName>,
+        /// How.
+        options: CbwOptions,
     },
     /// `compress`
     Compress {
@@ -66,6 +79,12 @@ pub enum FilterError {
     /// No such bottom.
     #[error(transparent)]
     Bottom(#[from] BottomError),
+    /// No such bitmap.
+    #[error(transparent)]
+    Bitmap(#[from] BitmapError),
+    /// No such clusters.
+    #[error(transparent)]
+    Cbw(#[from] CbwError),
     /// A config file that makes no sense.
     #[error(transparent)]
     Config(#[from] blkdebug::ConfigError),
@@ -99,10 +118,37 @@ impl Opening<'_> {
             }
             FilterSpec::CopyOnRead { file, bottom } => {
                 let (child, below) = self.child(file, depth)?;
-                let find = |name: String| copy_on_read::bottom(&self.graph, child, &name);
-                let bottom = bottom.map(find).transpose().map_err(FilterError::from)?;
+                let check = |name: &String| copy_on_read::check_bottom(&self.graph, child, name);
+                let checked = bottom.as_ref().map(check).transpose();
+                checked.map_err(FilterError::from)?;
                 let driver = Arc::new(CopyOnRead::new(below, bottom));
                 Ok(made("copy-on-read", child, Body::Driver(driver)))
+            }
+            FilterSpec::CopyBeforeWrite {
+                file,
+                target,
+                bitmap,
+                options,
+            } => {
+                let (child, below) = self.child(file, depth)?;
+                let (target, _) = self.child(target, depth)?;
+                let wanted =
+                    bitmap.map(|BitmapName { node, name }| find(&self.graph, &node, &name));
+                let wanted = wanted.transpose().map_err(FilterError::from)?;
+                let wanted = wanted.as_ref().map(|found| &*found.bitmap);
+                let unit = self.graph.unit_bytes(target);
+                let driver = CopyBeforeWrite::new(below, unit, options, wanted);
+                let driver = Arc::new(driver.map_err(FilterError::from)?);
+                let mut made = made("copy-before-write", child, Body::Driver(driver));
+                made.shape = Shape::Filter {
+                    below: Edge::file(Role::Filtered, child),
+                    also: Some(Edge {
+                        role: Role::Target,
+                        option: "target",
+                        child: target,
+                    }),
+                };
+                Ok(made)
             }
             FilterSpec::Compress { file } => {
                 let (child, below) = self.child(file, depth)?;
@@ -124,13 +170,14 @@ impl Opening<'_> {
                 config,
                 mut options,
             } => {
+                let described = blkdebug::described(&options, config.as_deref());
                 if let Some(path) = config {
                     let config = blkdebug::read_config(&path).map_err(FilterError::from)?;
                     options.inject_error.extend(config.inject_error);
                     options.set_state.extend(config.set_state);
                 }
                 let (child, below) = self.child(image, depth)?;
-                let driver = Arc::new(Blkdebug::new(below, options));
+                let driver = Arc::new(Blkdebug::new(below, options).called(described));
                 let mut made = made("blkdebug", child, Body::Driver(driver));
                 made.shape = Shape::Filter {
                     below: Edge {

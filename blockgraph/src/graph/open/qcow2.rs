@@ -2,11 +2,14 @@
 
 use super::super::gate::{Inherited, Named};
 use super::super::perm::{Perms, Wants};
-use super::super::{Access, Body, Common, Edge, Role, Shape};
+use super::super::{Access, Activity, Body, Common, Edge, Role, Shape};
 use super::{Child, Made, OpenError, Opening};
+use crate::bitmap::{DirtyBitmap, Keeping};
 use crate::driver::qcow2::check::{CheckError, repair_dirty};
-use crate::driver::qcow2::{Image, Options, Qcow2Error};
-use crate::node::{Info, NodeId};
+use crate::driver::qcow2::format::bitmap_dir::Stored;
+use crate::driver::qcow2::{Image, Options, Qcow2, Qcow2Error, load_bitmaps};
+use crate::io::Io;
+use crate::node::{Driver, Info, NodeId};
 use std::sync::Arc;
 
 /// A qcow2 image.
@@ -35,6 +38,36 @@ pub enum Backing {
     Node(Child),
 }
 
+/// What the image may do: nothing is written to one that another process has.
+pub(in crate::graph) fn rights(common: Common) -> Access {
+    match common.takes_writes() {
+        true => Access::ReadWrite,
+        false => Access::ReadOnly,
+    }
+}
+
+/// Did its last writer not close it?
+pub(in crate::graph) fn repair_wanted(image: &Qcow2) -> bool {
+    let bits = image.header().incompatible;
+    bits.dirty && !bits.corrupt
+}
+
+/// Has it bitmaps of which the image does not say that they are in use, and may it say so?
+pub(in crate::graph) fn has_bitmaps_to_record(common: Common, driver: &dyn Driver) -> bool {
+    let image = driver.as_qcow2().filter(|_| common.takes_writes());
+    let bitmaps = image.map(|image| image.bitmaps()).unwrap_or_default();
+    bitmaps.iter().any(|bitmap| bitmap.stored == Stored::Whole)
+}
+
+/// Those that the image has as they are stay so, if it is not written.
+pub(in crate::graph) fn set_readonly(bitmaps: &[Arc<DirtyBitmap>], access: Access) {
+    for bitmap in bitmaps {
+        if bitmap.keeping() == Keeping::Persistent {
+            bitmap.set_readonly(access == Access::ReadOnly);
+        }
+    }
+}
+
 impl Opening<'_> {
     pub(super) fn make_qcow2(
         &mut self,
@@ -51,7 +84,8 @@ impl Opening<'_> {
         } = spec;
         let (file, mut storage) = self.child(file, depth)?;
         let mut image = self.load(file, &options)?;
-        if image.needs_repair() && common.access == Access::ReadWrite {
+        let access = rights(common);
+        if image.needs_repair() && access == Access::ReadWrite {
             self.repair(file)?;
             image = self.load(file, &options)?;
         }
@@ -72,7 +106,10 @@ impl Opening<'_> {
         };
         let backing = backing.transpose().map_err(OpenError::of_backing)?;
         self.above.truncate(above);
-        let qcow2 = image.driver(storage, common.access)?;
+        if common.activity == Activity::Active {
+            self.bitmaps = self.load_bitmaps(file, &image, access)?;
+        }
+        let qcow2 = image.driver(storage, access)?;
         let edge = |role, option, child| Edge {
             role,
             option,
@@ -103,6 +140,46 @@ impl Opening<'_> {
             errno,
         })?;
         Ok(loaded?)
+    }
+
+    /// What its bitmaps say, the newest first.
+    fn load_bitmaps(
+        &mut self,
+        file: NodeId,
+        image: &Image,
+        access: Access,
+    ) -> Result<Vec<Arc<DirtyBitmap>>, OpenError> {
+        let all = image.bitmaps();
+        if all.0.is_empty() {
+            return Ok(Vec::new());
+        }
+        let load = move |io: Io| async move { load_bitmaps(&io, file, all).await };
+        let loaded = self.run(file, load).map_err(CheckError::File);
+        let mut loaded = loaded.map_err(Qcow2Error::Repair)??;
+        loaded.reverse();
+        set_readonly(&loaded, access);
+        Ok(loaded)
+    }
+
+    /// Whoever may write an image says first that its bitmaps are in use: nothing in memory has to be in the image from then on.
+    pub(super) fn record_bitmaps(&mut self, id: NodeId) -> Result<(), OpenError> {
+        let Some(node) = self.graph.node(id) else {
+            return Ok(());
+        };
+        let Body::Driver(driver) = node.body().clone() else {
+            return Ok(());
+        };
+        if !has_bitmaps_to_record(node.common(), &*driver) {
+            return Ok(());
+        }
+        let work = move |io: Io| async move {
+            match driver.as_qcow2() {
+                Some(image) => image.record_bitmaps(&io).await,
+                None => Ok(()),
+            }
+        };
+        let recorded = self.run(id, work).and_then(|recorded| recorded);
+        Ok(recorded.map_err(Qcow2Error::BitmapsInUse)?)
     }
 
     /// Its last writer did not close it. Nobody else may write it while its refcounts are set right.

@@ -31,6 +31,16 @@ pub(in crate::bench) fn four_filters(path: &Path) -> Node {
     filtered(path, &FOUR, "")
 }
 
+/// Copy-before-write above a file: once all of it has been written, there is nothing left to copy.
+pub(in crate::bench) fn copied(path: &Path, bytes: u64, file_options: &str) -> Node {
+    let path = path.display();
+    Node::Graph(vec![
+        format!("driver=file,node-name=file,filename={path}{file_options}"),
+        format!("driver=null-co,node-name=target,size={bytes}"),
+        "driver=copy-before-write,node-name=n0,file=file,target=target".to_owned(),
+    ])
+}
+
 /// [`ours`] or [`qsd`].
 type Make = fn(&'static str, Node, &'static str, u16) -> Contender;
 

@@ -1,8 +1,11 @@
 //! qcow2 images for the rows, made by qemu-img so that both daemons are measured on the same ones.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Advice, fadvise};
 
 use crate::qemu_img::qemu_img;
 
@@ -36,6 +39,14 @@ pub(super) fn create(path: &Path, options: &[&str], size_bytes: u64) -> io::Resu
 pub(in crate::bench) fn converted(raw: &Path, to: &Path) -> io::Result<()> {
     let words = ["convert", "-q", "-f", "raw", "-O", "qcow2"].map(OsStr::new);
     qemu_img(words.into_iter().chain([raw.as_os_str(), to.as_os_str()])).map(drop)
+}
+
+/// Puts an image on the disk and out of the page cache. Direct I/O pays for each page that is still there, for dirty ones
+/// above all: whose image was made last would look slow.
+pub(super) fn settle(path: &Path) -> io::Result<()> {
+    let file = File::open(path)?;
+    file.sync_all()?;
+    Ok(fadvise(&file, 0, None, Advice::DontNeed)?)
 }
 
 /// Makes an empty overlay of `backing`.

@@ -5,17 +5,19 @@ mod idle;
 mod images;
 mod qcow2;
 mod raw;
+mod recorded;
 
-pub(super) use filters::{FAR_GROUP, four_filters};
+pub(super) use filters::{FAR_GROUP, copied, four_filters};
 pub use idle::{Idle, idle};
 pub(super) use images::converted;
-pub(super) use qcow2::on_file;
+pub(super) use qcow2::{LONG_CHAIN, on_file, overlaid};
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::fio;
@@ -26,6 +28,10 @@ use crate::client::guest::{Guest, Setup};
 use crate::client::pattern::pattern;
 use crate::client::starter::{Disk, Kind, Node, Running};
 use crate::client::trace::Trace;
+use crate::qmp::Qmp;
+
+/// Enough for a load that touches everything once.
+const TOUCHING: Duration = Duration::from_millis(800);
 
 /// How much to measure.
 #[derive(Debug, Clone)]
@@ -50,10 +56,39 @@ enum Contender {
         queues: u16,
         /// The image that is made anew before each round, if any.
         anew: Option<images::Empty>,
+        /// What comes before anything is measured.
+        first: Box<First>,
     },
     Fio {
         file: PathBuf,
     },
+}
+
+/// What comes before anything is measured, if anything does.
+#[derive(Debug, Clone, Default)]
+struct First {
+    /// What the daemon is told once it runs.
+    orders: Option<Orders>,
+    /// What is done once.
+    touches: Option<Load>,
+}
+
+/// Commands for a daemon, and where its monitor is to be.
+#[derive(Debug, Clone)]
+struct Orders {
+    monitor: PathBuf,
+    commands: Vec<(&'static str, Value)>,
+}
+
+impl Orders {
+    fn give(&self) -> io::Result<()> {
+        let mut monitor = Qmp::connect(&self.monitor)?;
+        for (command, arguments) in &self.commands {
+            let done = monitor.try_execute(command, arguments)?;
+            done.map_err(|error| io::Error::other(format!("{command}: {error}")))?;
+        }
+        Ok(())
+    }
 }
 
 /// One row before it is run.
@@ -123,7 +158,7 @@ pub fn filled_file(dir: &Path, len: u64) -> io::Result<PathBuf> {
 pub fn run_all(effort: &Effort, file: &Path, mut each: impl FnMut(&Row)) -> io::Result<()> {
     let file_bytes = effort.file_bytes;
     let subject = Subject { file, file_bytes };
-    let rows = [raw::ROWS, qcow2::ROWS, filters::ROWS].concat();
+    let rows = [raw::ROWS, qcow2::ROWS, filters::ROWS, recorded::ROWS].concat();
     for (name, plan) in rows {
         if name.contains(&effort.only) {
             each(&run_plan(name, &plan(&subject)?, effort)?);
@@ -149,6 +184,7 @@ fn ours(name: &'static str, node: Node, file_options: &'static str, queues: u16)
         disk,
         queues,
         anew: None,
+        first: Box::default(),
     }
 }
 
@@ -173,6 +209,7 @@ fn qsd(name: &'static str, node: Node, file_options: &'static str, queues: u16) 
         disk,
         queues,
         anew: None,
+        first: Box::default(),
     }
 }
 
@@ -189,6 +226,26 @@ impl Contender {
     fn anew(mut self, image: images::Empty) -> Contender {
         if let Contender::Backend { anew, .. } = &mut self {
             *anew = Some(image);
+        }
+        self
+    }
+
+    /// The same, told something once it runs.
+    fn told(mut self, told: Orders) -> Contender {
+        if let Contender::Backend { disk, first, .. } = &mut self {
+            let path = told.monitor.display();
+            let socket = format!("socket,id=m,path={path},server=on,wait=off");
+            let words = ["--chardev", &socket, "--monitor", "m"].map(str::to_owned);
+            disk.arguments.extend(words);
+            first.orders = Some(told);
+        }
+        self
+    }
+
+    /// The same, of which this load is run once before anything is measured.
+    fn touched(mut self, load: Load) -> Contender {
+        if let Contender::Backend { first, .. } = &mut self {
+            first.touches = Some(load);
         }
         self
     }
@@ -235,12 +292,16 @@ fn enter(contender: &Contender, plan: &Plan) -> io::Result<Entrant> {
             disk,
             queues,
             anew,
+            first,
             ..
         } => {
             if let Some(image) = anew {
                 image.make()?;
             }
             let daemon = Running::start_under(&taskset(plan.cpus.backend()), *kind, disk)?;
+            if let Some(orders) = &first.orders {
+                orders.give()?;
+            }
             let ring_size = plan.load.depth.max(2).next_power_of_two();
             let data_bytes = plan.load.memory_bytes(*queues);
             let setup = Setup {
@@ -249,7 +310,10 @@ fn enter(contender: &Contender, plan: &Plan) -> io::Result<Entrant> {
                 data_bytes,
                 ..Setup::default()
             };
-            let guest = Guest::start(&daemon.socket, setup)?;
+            let mut guest = Guest::start(&daemon.socket, setup)?;
+            if let Some(load) = first.touches {
+                load::run(&mut guest, load, TOUCHING)?;
+            }
             Ok(Entrant::Backend { daemon, guest })
         }
     }

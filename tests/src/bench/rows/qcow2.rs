@@ -17,7 +17,8 @@ const WRITE: Direction = Direction::Write;
 const CLUSTER_BYTES: u64 = 65536;
 /// So many clusters are there to be allocated in a round.
 const FRESH_BYTES: u64 = 4 << 30;
-const LONG_CHAIN: usize = 16;
+/// Overlays of a long chain.
+pub(in crate::bench) const LONG_CHAIN: usize = 16;
 /// What a chain's base holds: it should stay in the page cache.
 const CHAIN_BYTES_MAX: u64 = 256 << 20;
 const COLD_BYTES: u64 = 100 << 30;
@@ -55,17 +56,16 @@ fn allocated(subject: &Subject<'_>, direction: Direction) -> io::Result<Plan> {
     let image = |name: &str| -> io::Result<PathBuf> {
         let path = dir.path().join(name);
         images::converted(subject.file, &path)?;
+        images::settle(&path)?;
         Ok(path)
     };
     let (first, second) = (image("ours.qcow2")?, image("qsd.qcow2")?);
+    let raw = dir.path().join("ours.raw");
+    std::fs::copy(subject.file, &raw)?;
+    images::settle(&raw)?;
     let contenders = vec![
         ours("virtioblkd", on_file(&first, DIRECT_URING, ""), "", 1),
-        ours(
-            "virtioblkd, raw",
-            Node::File(subject.file.into()),
-            DIRECT_URING,
-            1,
-        ),
+        ours("virtioblkd, raw", Node::File(raw), DIRECT_URING, 1),
         qsd("QSD", on_file(&second, DIRECT_URING, ""), "", 1),
     ];
     Ok(Plan {
@@ -108,20 +108,25 @@ fn allocating(block_bytes: u32) -> io::Result<Plan> {
     })
 }
 
-/// A qcow2 base with everything in it, and on it overlays that are empty.
-fn chains(subject: &Subject<'_>) -> io::Result<Plan> {
-    let dir = TempDir::new()?;
-    let bytes = subject.file_bytes.min(CHAIN_BYTES_MAX);
-    let base = dir.path().join("layer0");
-    let filled = super::filled_file(dir.path(), bytes)?;
-    images::converted(&filled, &base)?;
+/// A qcow2 base that holds what a raw file does, and on it so many overlays that are empty; the base first.
+fn layers(raw: &Path, dir: &Path, overlays: usize) -> io::Result<Vec<PathBuf>> {
+    let base = dir.join("layer0");
+    images::converted(raw, &base)?;
     let mut layers = vec![base];
-    for n in 1..=LONG_CHAIN {
-        let layer = dir.path().join(format!("layer{n}"));
+    for n in 1..=overlays {
+        let layer = dir.join(format!("layer{n}"));
         images::overlay(&layers[n - 1], "qcow2", &layer)?;
         layers.push(layer);
     }
-    let node = |overlays: usize| chain(&layers[..=overlays]);
+    Ok(layers)
+}
+
+fn chains(subject: &Subject<'_>) -> io::Result<Plan> {
+    let dir = TempDir::new()?;
+    let bytes = subject.file_bytes.min(CHAIN_BYTES_MAX);
+    let filled = super::filled_file(dir.path(), bytes)?;
+    let layers = layers(&filled, dir.path(), LONG_CHAIN)?;
+    let node = |overlays: usize| chain(&layers[..=overlays], ",aio=io_uring");
     let contenders = vec![
         ours("virtioblkd, chain of 16", node(LONG_CHAIN), "", 1).read_only(),
         ours("virtioblkd, chain of 1", node(1), "", 1).read_only(),
@@ -138,7 +143,13 @@ fn chains(subject: &Subject<'_>) -> io::Result<Plan> {
     })
 }
 
-fn chain(layers: &[PathBuf]) -> Node {
+/// So many empty overlays on a qcow2 base that holds what a raw file does; they are made in `dir`.
+pub(in crate::bench) fn overlaid(raw: &Path, dir: &Path, overlays: usize) -> io::Result<Node> {
+    // Whatever carries out the I/O: instructions are counted on the thread pool.
+    Ok(chain(&layers(raw, dir, overlays)?, ""))
+}
+
+fn chain(layers: &[PathBuf], file_options: &str) -> Node {
     let mut nodes = Vec::new();
     for (n, layer) in layers.iter().enumerate() {
         // The top is `n0`, which has no number of its own.
@@ -152,7 +163,7 @@ fn chain(layers: &[PathBuf]) -> Node {
         };
         let path = layer.display();
         nodes.push(format!(
-            "driver=file,node-name=file{n},filename={path},read-only=on,aio=io_uring"
+            "driver=file,node-name=file{n},filename={path},read-only=on{file_options}"
         ));
         nodes.push(format!(
             "driver=qcow2,node-name={name},file=file{n},read-only=on{backing}"
@@ -166,6 +177,7 @@ fn cold() -> io::Result<Plan> {
     let dir = TempDir::new()?;
     let path = dir.path().join("cold.qcow2");
     images::create(&path, &["-o", "preallocation=metadata"], COLD_BYTES)?;
+    images::settle(&path)?;
     let cache = ",read-only=on,l2-cache-size=131072,l2-cache-entry-size=4096";
     let file = format!("{DIRECT_URING},read-only=on");
     let node = || on_file(&path, &file, cache);

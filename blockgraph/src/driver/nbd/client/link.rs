@@ -64,6 +64,8 @@ pub(super) struct Ticket(Arc<Answer>);
 pub(super) enum Order {
     /// Carry on.
     Go,
+    /// End with an error what waits for the server to come back, then carry on.
+    Hurry,
     /// End what is under way with an error, then carry on.
     Cancel,
     /// Take leave of the server, and end.
@@ -211,7 +213,7 @@ impl Link {
         state.asleep = false;
         calls.append(&mut state.queue);
         match state.order {
-            Order::Cancel => std::mem::replace(&mut state.order, Order::Go),
+            Order::Hurry | Order::Cancel => std::mem::replace(&mut state.order, Order::Go),
             order => order,
         }
     }

@@ -5,6 +5,7 @@
 //! it, when, and again after a reconnection, in `worker.rs`.
 
 mod address;
+mod called;
 mod chunks;
 mod dial;
 mod error;
@@ -23,6 +24,8 @@ pub use error::ClientError;
 
 use super::wire::{ExportHead, STRING_BYTES_MAX};
 use crate::driver::file::{Flushes, OpenMode};
+use crate::graph::name::Described;
+use crate::graph::open::DriverSpec;
 use crate::graph::{Access, Resources};
 use crate::hold::Holds;
 use crate::io::Io;
@@ -36,6 +39,7 @@ use handshake::Wish;
 use link::{Link, Order};
 use ring::Errno;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use worker::Worker;
 
@@ -85,7 +89,9 @@ pub struct NbdClient {
     tells_status: bool,
     /// Are the numbers told QEMU's depths, which go beyond two bits?
     tells_depth: bool,
-    flushes: Flushes,
+    /// Are flushes sent?
+    sends_flushes: AtomicBool,
+    described: Described,
     link: Arc<Link>,
     /// Blocks being written, or read to be changed and written back.
     holds: Holds,
@@ -136,7 +142,8 @@ pub fn open(
         export,
         tells_status: session.context.is_some(),
         tells_depth: options.context.as_deref() == Some(super::wire::CONTEXT_DEPTH),
-        flushes: options.flushes,
+        sends_flushes: AtomicBool::new(options.flushes == Flushes::Sync),
+        described: called::described(options),
         link: link.clone(),
         holds: Holds::default(),
     };
@@ -176,6 +183,10 @@ impl Driver for NbdClient {
         self.export.info()
     }
 
+    fn described(&self, _kind: &str) -> Described {
+        self.described.clone()
+    }
+
     fn zeroing(&self, _unmap: Unmap) -> Zeroing {
         self.export.zeroing()
     }
@@ -191,8 +202,23 @@ impl Driver for NbdClient {
         })
     }
 
+    fn writable(&self) -> bool {
+        !self.export.can(ExportHead::READ_ONLY)
+    }
+
+    fn adjust(&self, spec: &DriverSpec) {
+        if let DriverSpec::Nbd(options) = spec {
+            let sends = options.flushes == Flushes::Sync;
+            self.sends_flushes.store(sends, Ordering::Relaxed);
+        }
+    }
+
     fn cancel(&self) {
         self.link.order(Order::Cancel);
+    }
+
+    fn hurry(&self) {
+        self.link.order(Order::Hurry);
     }
 
     fn close<'a>(&'a self, _io: &'a Io) -> Local<'a, Outcome> {

@@ -14,6 +14,7 @@ use crate::status::{Content, Mapping, Status};
 use crate::units::Span;
 use ring::{Durability, Errno, Mem};
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 
 /// Pieces of one request under way at once.
 const WINDOW: usize = 4;
@@ -76,9 +77,16 @@ impl NbdClient {
         }
     }
 
+    fn flushes(&self) -> Flushes {
+        match self.sends_flushes.load(Ordering::Relaxed) {
+            true => Flushes::Sync,
+            false => Flushes::Nothing,
+        }
+    }
+
     /// Without flushes nothing is written through either.
     fn asked(&self, durability: Durability) -> Durability {
-        match self.flushes {
+        match self.flushes() {
             Flushes::Sync => durability,
             Flushes::Nothing => Durability::Cached,
         }
@@ -227,7 +235,7 @@ impl NbdClient {
 
     /// A server that has no flush has nothing to flush.
     async fn flush(&self) -> Outcome {
-        if !self.export.can(ExportHead::SEND_FLUSH) || self.flushes == Flushes::Nothing {
+        if !self.export.can(ExportHead::SEND_FLUSH) || self.flushes() == Flushes::Nothing {
             return Ok(());
         }
         let nothing = Span { at: 0, len: 0 };

@@ -95,7 +95,11 @@ impl Worker {
         loop {
             self.link.bell.hush();
             match self.link.take(&mut calls) {
-                Order::Go => {}
+                Order::Hurry if matches!(self.phase, Phase::Down(_)) => {
+                    calls.drain(..).for_each(|call| self.fail(call));
+                    self.cancel();
+                }
+                Order::Go | Order::Hurry => {}
                 Order::Cancel => {
                     calls.drain(..).for_each(|call| self.fail(call));
                     self.cancel();

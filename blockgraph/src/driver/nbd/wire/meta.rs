@@ -6,6 +6,8 @@ use super::{Malformed, Reader, put_string, text};
 pub const CONTEXT_ALLOCATION: &str = "base:allocation";
 /// QEMU's: how deep in its chain of backing files a range lives.
 pub const CONTEXT_DEPTH: &str = "qemu:allocation-depth";
+/// QEMU's: what was written, as the dirty bitmap of the name that follows notes it.
+pub const CONTEXT_BITMAP: &str = "qemu:dirty-bitmap:";
 
 /// Payload of NBD_OPT_LIST_META_CONTEXT and NBD_OPT_SET_META_CONTEXT, still as bytes: a client may send more queries
 /// than anybody wants to keep.

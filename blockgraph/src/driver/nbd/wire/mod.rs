@@ -14,7 +14,7 @@ pub use handshake::{
     EXPORT_NAME_ZEROES_BYTES, ExportHead, GREETING_BYTES, Greeting, HandshakeFlags, OLDSTYLE_MAGIC,
     client_flags,
 };
-pub use meta::{CONTEXT_ALLOCATION, CONTEXT_DEPTH, MetaQuery, MetaReply};
+pub use meta::{CONTEXT_ALLOCATION, CONTEXT_BITMAP, CONTEXT_DEPTH, MetaQuery, MetaReply};
 pub use options::{
     BlockSizes, Choose, Info, InfoKind, OPTION_HEAD_BYTES, OPTION_REPLY_HEAD_BYTES, OptionHead,
     OptionKind, OptionReplyHead, OptionReplyKind, Server,
@@ -26,7 +26,7 @@ pub use reply::{
 pub use request::{
     Command, CommandFlags, EXTENDED_REQUEST_BYTES, REQUEST_BYTES, RequestHead, StatusPayload,
 };
-pub use status::{Extent, ExtentForm, StatusChunk, state};
+pub use status::{Extent, ExtentForm, StatusChunk, dirty_state, state};
 
 /// "NBDMAGIC", the first bytes of a server.
 pub const INIT_MAGIC: u64 = 0x4e42_444d_4147_4943;

@@ -10,6 +10,12 @@ pub mod state {
     pub const ZERO: u64 = 1 << 1;
 }
 
+/// What an extent's status means in `qemu:dirty-bitmap:`.
+pub mod dirty_state {
+    /// It was written.
+    pub const DIRTY: u64 = 1 << 0;
+}
+
 /// How extents are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExtentForm {

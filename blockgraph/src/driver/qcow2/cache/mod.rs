@@ -126,22 +126,23 @@ impl Cache {
     }
 
     /// Looks a slice up. Lock-free; `None` if it is not cached or just being changed.
+    #[inline]
     pub fn find(&self, slice: u64) -> Option<Found<'_>> {
-        for slot in self.set(slice) {
-            let tag = self.tag(slot);
-            if tag.slice() == Some(slice) {
-                if tag.is_changing() {
-                    return None;
-                }
-                let used = &self.states[slot].used;
-                if !used.load(Ordering::Relaxed) {
-                    used.store(true, Ordering::Relaxed);
-                }
-                let cache = self;
-                return Some(Found { cache, slot, tag });
-            }
+        let set = self.set(slice);
+        let first = set.start;
+        let tags = self.tags.get(set)?.iter();
+        let tags = tags.map(|tag| Tag(tag.load(Ordering::Acquire)));
+        let (way, tag) = tags.enumerate().find(|(_, tag)| tag.is_of(slice))?;
+        if tag.is_changing() {
+            return None;
         }
-        None
+        let slot = first + way;
+        let used = &self.states[slot].used;
+        if !used.load(Ordering::Relaxed) {
+            used.store(true, Ordering::Relaxed);
+        }
+        let cache = self;
+        Some(Found { cache, slot, tag })
     }
 
     /// The words of one entry, if its slice is cached and not just being changed. Lock-free.
@@ -216,8 +217,7 @@ impl Cache {
     }
 
     fn slot_of(&self, slice: u64) -> Option<usize> {
-        self.set(slice)
-            .find(|slot| self.tag(*slot).slice() == Some(slice))
+        self.set(slice).find(|slot| self.tag(*slot).is_of(slice))
     }
 
     fn take(&self, _lock: &MutexGuard<'_, Loads>, slice: u64) -> Option<Slot<'_>> {
@@ -258,14 +258,15 @@ impl Cache {
             return [0, 0];
         }
         // Out of range would be another slice's entry; the mask keeps a wrong index within this one.
-        let at = (index * self.entry_words) & (self.slice_words - 1);
-        let words = self.words_of(slot);
-        let first = words[at].load(Ordering::Relaxed);
-        let second = match self.entry_words {
-            1 => 0,
-            _ => words[at + 1].load(Ordering::Relaxed),
+        let within = (index * self.entry_words) & (self.slice_words - 1);
+        let at = slot * self.slice_words + within;
+        let word = |at: usize| self.words[at].load(Ordering::Relaxed);
+        let second = if self.entry_words == 1 {
+            0
+        } else {
+            word(at + 1)
         };
-        [first, second]
+        [word(at), second]
     }
 }
 

@@ -32,6 +32,12 @@ impl Tag {
         (self.0 >> SLICE_SHIFT).checked_sub(1)
     }
 
+    /// Does the slot hold that slice?
+    #[inline]
+    pub(super) fn is_of(self, slice: u64) -> bool {
+        self.0 >> SLICE_SHIFT == slice + 1
+    }
+
     /// Are its words being changed?
     #[inline]
     pub(super) fn is_changing(self) -> bool {

@@ -97,6 +97,9 @@ fn compare_block(
             Some(block) if fix.wanted(disk, expected) && expected <= image.width.max() => {
                 image.width.set(block, within, expected);
                 changed = true;
+                if expected == 0 {
+                    report.freed(cluster);
+                }
             }
             Some(_) => {}
             None => report.needs_rebuild = true,

@@ -6,6 +6,7 @@
 mod compare;
 mod copied;
 mod counts;
+mod external;
 mod image;
 mod rebuild;
 mod report;
@@ -27,6 +28,7 @@ use copied::{Flags, check_flags};
 use counts::{Counts, WINDOW_CLUSTERS};
 use image::Image;
 use ring::Errno;
+use std::ops::Range;
 use walk::{Refcounts, Walk};
 
 /// A repair is tried at most so often, each time on what the last one left.
@@ -86,10 +88,11 @@ pub async fn check(io: &Io, file: NodeId, repair: Repair) -> Result<Report, Chec
         return Ok(before);
     }
     let (mut image, mut after) = (image, before.clone());
+    let mut freed = Vec::new();
     // Damage may hide damage: a table that another was written over is only told apart once one of them has moved.
     for _ in 0..ROUNDS_MAX {
         let found = after;
-        set_right(&image, &found, repair).await?;
+        freed.extend(set_right(&image, &found, repair).await?);
         file.flush().await?;
         image = Image::read(file.clone()).await?;
         after = look(&image, Fix::Nothing).await?;
@@ -99,6 +102,7 @@ pub async fn check(io: &Io, file: NodeId, repair: Repair) -> Result<Report, Chec
         }
     }
     after.corruptions_fixed = before.corruptions.saturating_sub(after.corruptions);
+    after.freed = freed;
     after.leaks_fixed = before.leaks.saturating_sub(after.leaks);
     if repair == Repair::Everything && after.is_writable() {
         mark_clean(&image).await?;
@@ -138,10 +142,10 @@ pub(crate) async fn raise(file: &ImageFile, extra: &Extra) -> Result<(), CheckEr
     Ok(file.flush().await?)
 }
 
-/// Lowers refcounts to what the header leads to; flags follow, and the dirty bit goes.
-pub(crate) async fn settle(io: &Io, file: NodeId) -> Result<(), CheckError> {
-    repair_dirty(io, file).await?;
-    Ok(())
+/// Lowers refcounts to what the header leads to; flags follow, and the dirty bit goes. Answers which host clusters are free
+/// since, as far as there is room to remember them.
+pub(crate) async fn settle(io: &Io, file: NodeId) -> Result<Vec<Range<u64>>, CheckError> {
+    Ok(repair_dirty(io, file).await?.freed)
 }
 
 /// Makes an image that was left dirty fit to be written: its refcounts are set right and its dirty bit cleared. Errors:
@@ -170,26 +174,27 @@ async fn look(image: &Image, fix: Fix) -> Result<Report, CheckError> {
         compare(image, &counts, &table, fix, &mut report).await?;
     }
     if fix == Fix::Nothing {
+        external::check_offsets(image, &mut report).await?;
         check_flags(image, Flags::Told, &mut report).await?;
     }
     report.image_end_offset = report.image_end_clusters * image.header.cluster_bytes();
     Ok(report)
 }
 
-/// Where a reference could not be read, nothing is freed: it may be what the reference means to keep.
-async fn set_right(image: &Image, found: &Report, repair: Repair) -> Result<(), CheckError> {
+/// Where a reference could not be read, nothing is freed: it may be what the reference means to keep. Answers what was.
+async fn set_right(
+    image: &Image,
+    found: &Report,
+    repair: Repair,
+) -> Result<Vec<Range<u64>>, CheckError> {
+    let mut freed = Vec::new();
     match (repair, found.unreadable) {
-        _ if found.is_clean() => return Ok(()),
-        (Repair::Nothing, _) => return Ok(()),
-        (Repair::Leaks, 0) => {
-            look(image, Fix::Leaks).await?;
-            return Ok(());
-        }
-        (Repair::Leaks, _) => return Ok(()),
+        _ if found.is_clean() => return Ok(freed),
+        (Repair::Nothing, _) => return Ok(freed),
+        (Repair::Leaks, 0) => return Ok(look(image, Fix::Leaks).await?.freed),
+        (Repair::Leaks, _) => return Ok(freed),
         (Repair::Everything, 0) if found.needs_rebuild => rebuild::rebuild(image).await?,
-        (Repair::Everything, 0) => {
-            look(image, Fix::Both).await?;
-        }
+        (Repair::Everything, 0) => freed = look(image, Fix::Both).await?.freed,
         (Repair::Everything, _) => {
             look(image, Fix::Errors).await?;
         }
@@ -197,7 +202,7 @@ async fn set_right(image: &Image, found: &Report, repair: Repair) -> Result<(), 
     image.file.flush().await?;
     let image = Image::read(image.file.clone()).await?;
     check_flags(&image, Flags::Fixed, &mut Report::default()).await?;
-    Ok(())
+    Ok(freed)
 }
 
 async fn mark_clean(image: &Image) -> Result<(), Errno> {

@@ -3,9 +3,12 @@
 use crate::driver::qcow2::format::bitmap_dir::BitmapError;
 use crate::driver::qcow2::format::entry::Malformed;
 use crate::driver::qcow2::format::snapshot_table::SnapshotError;
+use std::ops::Range;
 
 /// Findings that are told; all are counted.
 const FINDINGS_MAX: usize = 1000;
+/// Runs of freed clusters that are remembered, to be given back to the host.
+const FREED_MAX: usize = 1 << 20;
 
 /// Something that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +57,17 @@ pub enum Finding {
     /// An L2 entry that no image may hold.
     #[error("ERROR in L2 table at {0:#x}: {1}")]
     L2Entry(u64, Malformed),
+    /// A cluster of an external data file that is not where the guest sees it. The words are those with which QEMU marks
+    /// such an image corrupt.
+    #[error(
+        "ERROR External data file host cluster offset {host:#x} does not match guest cluster offset: {guest:#x}"
+    )]
+    Moved {
+        /// Where the entry says it is.
+        host: u64,
+        /// Where it has to be.
+        guest: u64,
+    },
     /// A word of the refcount table that cannot be.
     #[error(
         "ERROR refcount block {0} is not cluster aligned; refcount table entry corrupted ({1:#x})"
@@ -106,6 +120,8 @@ pub struct Report {
     pub(super) needs_rebuild: bool,
     /// A writer need not care.
     pub(super) harmless: u64,
+    /// Host clusters that a repair has freed, as runs; those above [`FREED_MAX`] are not told.
+    pub(super) freed: Vec<Range<u64>>,
 }
 
 impl Report {
@@ -123,11 +139,22 @@ impl Report {
             Finding::BlockEntry(..) | Finding::BlockOutside(_) | Finding::BlockShared(..) => {
                 self.needs_rebuild = true;
             }
-            Finding::SnapshotIncomplete(_) => self.harmless += 1,
+            // A writer that meets such a cluster stops there.
+            Finding::SnapshotIncomplete(_) | Finding::Moved { .. } => self.harmless += 1,
             Finding::Leak { .. } | Finding::TooLow { .. } | Finding::Copied { .. } => {}
         }
         if self.findings.len() < FINDINGS_MAX {
             self.findings.push(finding);
+        }
+    }
+
+    /// A host cluster has no reference any more, nor a refcount.
+    pub(super) fn freed(&mut self, cluster: u64) {
+        let room = self.freed.len() < FREED_MAX;
+        match self.freed.last_mut() {
+            Some(last) if last.end == cluster => last.end += 1,
+            _ if room => self.freed.push(cluster..cluster + 1),
+            _ => {}
         }
     }
 

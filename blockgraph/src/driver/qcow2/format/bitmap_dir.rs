@@ -2,6 +2,9 @@
 //!
 //! The rule: an entry that is marked in use holds nothing to be trusted but its name and the space it takes.
 
+use crate::graph::errno_text;
+use ring::Errno;
+
 use super::bytes::{pad8, slice_at, u8_at, u16_at, u32_at, u64_at};
 
 /// The part of an entry that is always there.
@@ -32,12 +35,44 @@ pub enum BitmapError {
     /// Extra data without a meaning here.
     #[error("Bitmap extra data is not supported")]
     Extra,
-    /// The directory ends within an entry, or after too few or too many.
+    /// The directory ends within an entry.
     #[error("Broken bitmap directory")]
     Broken,
+    /// It ends after too few of them.
+    #[error("Less bitmaps found than specified in header extension")]
+    Fewer,
+    /// It goes on after the last.
+    #[error("More bitmaps found than specified in header extension")]
+    More,
+    /// Its table cannot be read, or has words that mean nothing, by name.
+    #[error("Could not read bitmap_table table from image for bitmap '{name}': {}", text(*.errno))]
+    Table {
+        /// Which.
+        name: String,
+        /// Why.
+        errno: Errno,
+    },
+    /// What it says cannot be read, by name.
+    #[error("Could not read bitmap '{name}' from image: {}", text(*.errno))]
+    Bits {
+        /// Which.
+        name: String,
+        /// Why.
+        errno: Errno,
+    },
+    /// Its table has not as many entries as the disk needs, by name.
+    #[error("Could not read bitmap '{0}' from image: Invalid argument")]
+    TableSize(String),
+    /// It was in use and not stored again, by name.
+    #[error("Bitmap '{0}' is inconsistent and cannot be used")]
+    Inconsistent(String),
     /// A word of a bitmap's table.
     #[error("bitmap table entry {0:#018x} has reserved bits set or is not aligned to a cluster")]
     TableEntry(u64),
+}
+
+fn text(errno: Errno) -> String {
+    errno_text(&errno.into())
 }
 
 /// Does the stored bitmap agree with the data?
@@ -100,13 +135,13 @@ pub fn parse_directory(bytes: &[u8], count: u32, of: Of) -> Result<Vec<Bitmap>, 
         let len = usize::try_from(len).map_err(|_| BitmapError::Broken)?;
         let (entry, after) = rest.split_at_checked(len).ok_or(BitmapError::Broken)?;
         if all.len() as u64 == u64::from(count) {
-            return Err(BitmapError::Broken);
+            return Err(BitmapError::More);
         }
         all.push(Bitmap::parse(entry, of)?);
         rest = after;
     }
     if all.len() as u64 != u64::from(count) {
-        return Err(BitmapError::Broken);
+        return Err(BitmapError::Fewer);
     }
     Ok(all)
 }
@@ -117,6 +152,26 @@ pub fn encode_directory(all: &[Bitmap]) -> Vec<u8> {
 }
 
 impl Bitmap {
+    /// Its name in words.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.name).into_owned()
+    }
+
+    /// Bits for a disk of `size_bytes`.
+    pub fn bits(&self, size_bytes: u64) -> u64 {
+        size_bytes.div_ceil(1 << self.granularity_bits)
+    }
+
+    /// Entries of its table for such a disk (qcow2.txt, "Bitmap table").
+    pub fn entries_for(&self, of: Of) -> u64 {
+        self.bits(of.size_bytes).div_ceil(of.cluster_bytes * 8)
+    }
+
+    /// Has its table as many entries as it should? One in use may have any number.
+    pub fn fits(&self, of: Of) -> bool {
+        self.stored == Stored::InUse || self.entries_for(of) == u64::from(self.table_entries)
+    }
+
     fn parse(entry: &[u8], of: Of) -> Result<Bitmap, BitmapError> {
         let fixed = Fixed::read(entry).ok_or(BitmapError::Broken)?;
         if fixed.extra_bytes != 0 {
@@ -370,7 +425,7 @@ mod tests {
     #[test]
     fn a_count_that_lies_is_refused() {
         let bytes = encode_directory(&[bitmap(b"one"), bitmap(b"two")]);
-        assert_eq!(parse_directory(&bytes, 1, OF), Err(BitmapError::Broken));
-        assert_eq!(parse_directory(&bytes, 3, OF), Err(BitmapError::Broken));
+        assert_eq!(parse_directory(&bytes, 1, OF), Err(BitmapError::More));
+        assert_eq!(parse_directory(&bytes, 3, OF), Err(BitmapError::Fewer));
     }
 }

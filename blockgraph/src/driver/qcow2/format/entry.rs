@@ -222,6 +222,7 @@ pub enum Part {
 
 impl L2Entry {
     /// What the cluster is at byte `within` of it, and for how many bytes from there on.
+    #[inline]
     pub fn part(self, within: u64, cluster_bits: u32) -> (Part, u64) {
         let rest = (1u64 << cluster_bits) - within;
         let part = match self {
@@ -278,6 +279,23 @@ fn split_part(
 }
 
 impl Layout {
+    /// What [`Layout::decode`] makes of the entries that there are most of, found in a few steps: nothing, or data in the
+    /// image file. `None` says that it has to be asked.
+    #[inline]
+    pub fn glance(self, [entry, bitmap]: [u64; 2]) -> Option<L2Entry> {
+        if entry | bitmap == 0 {
+            return Some(L2Entry::Unallocated);
+        }
+        let all = match self.words {
+            Words::One => 0,
+            Words::Two => u64::from(u32::MAX),
+        };
+        let clusters = OFFSET & !((1 << self.cluster_bits) - 1);
+        let (host, copied) = (entry & clusters, entry & COPIED != 0);
+        let is_data = host != 0 && entry & !(clusters | COPIED) == 0 && bitmap == all;
+        (is_data && self.data == DataIn::Image).then_some(L2Entry::Data { host, copied })
+    }
+
     /// Reads an entry; the second word counts only where entries have two.
     pub fn decode(self, words: [u64; 2]) -> Result<L2Entry, Malformed> {
         let [entry, bitmap] = words;

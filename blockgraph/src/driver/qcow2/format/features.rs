@@ -95,12 +95,9 @@ impl Autoclear {
         u64::from(self.bitmaps) | u64::from(self.data_file_raw) << 1 | self.unknown
     }
 
-    /// What may stay set once somebody writes who maintains no bitmaps.
+    /// What may stay set once somebody writes: the bits that have a name here, whose features are kept up.
     pub fn after_write(self) -> Autoclear {
-        Autoclear {
-            data_file_raw: self.data_file_raw,
-            ..Autoclear::default()
-        }
+        Autoclear { unknown: 0, ..self }
     }
 }
 
@@ -176,8 +173,8 @@ mod tests {
     }
 
     #[test]
-    fn a_write_leaves_only_the_raw_data_file_bit() {
-        assert_eq!(Autoclear::parse(u64::MAX).after_write().bits(), 2);
+    fn a_write_leaves_only_bits_with_a_name() {
+        assert_eq!(Autoclear::parse(u64::MAX).after_write().bits(), 3);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! The rule: image bytes are checked once, here, and everything above works on the result.
 
 pub mod bitmap_dir;
+pub mod bitmap_edit;
 pub mod bytes;
 pub mod entry;
 pub mod extensions;

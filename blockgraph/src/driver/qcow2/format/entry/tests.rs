@@ -56,6 +56,26 @@ proptest! {
     }
 
     #[test]
+    fn a_glance_finds_what_decoding_does_or_nothing(layout in layouts(), a in word(), b in any::<u64>()) {
+        for first in [a, a & !ZERO, 0] {
+            for second in [0, b, u64::from(u32::MAX), !u64::from(u32::MAX)] {
+                let words = [first, second];
+                if let Some(entry) = layout.glance(words) {
+                    prop_assert_eq!(layout.decode(words), Ok(entry));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn data_and_nothing_are_seen_at_a_glance(layout in layouts(), at in 1u64..1 << 30, copied in any::<bool>()) {
+        let data = L2Entry::Data { host: at << layout.cluster_bits, copied };
+        let seen = (layout.data == DataIn::Image).then_some(data);
+        prop_assert_eq!(layout.glance(layout.encode(data)), seen);
+        prop_assert_eq!(layout.glance([0, 0]), Some(L2Entry::Unallocated));
+    }
+
+    #[test]
     fn parts_cover_a_cluster_without_gap_and_never_leave_it(layout in layouts(), a in word(), b in any::<u64>(), from in any::<u64>()) {
         let Ok(entry) = layout.decode([a, b]) else { return Ok(()) };
         let cluster = 1u64 << layout.cluster_bits;
