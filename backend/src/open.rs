@@ -46,6 +46,7 @@ pub fn node_spec(options: BlockdevOptions) -> Result<NodeSpec, Refusal> {
                 offset_bytes: raw.offset_bytes,
                 size_bytes: raw.size_bytes,
             },
+            journal: raw.bitmap_journal.map(Into::into),
         },
         DriverOptions::NullCo(null) => null_spec(&null, NullKind::Co),
         DriverOptions::NullAio(null) => null_spec(&null, NullKind::Aio),
@@ -334,6 +335,7 @@ mod tests {
                 file: ChildRef::Inline(Box::new(file)),
                 offset_bytes: 512,
                 size_bytes: Some(1024),
+                bitmap_journal: None,
             }),
             given: cli::Given::nothing(),
         };
@@ -344,6 +346,7 @@ mod tests {
         let DriverSpec::Raw {
             file: Child::Inline(file),
             window,
+            journal: None,
         } = spec.driver
         else {
             panic!("raw with an inline child")

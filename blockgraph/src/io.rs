@@ -220,6 +220,16 @@ impl Io {
         epochs.grace().await;
     }
 
+    /// Begins such a wait for [`Io::has_passed`] to ask about.
+    pub(crate) fn begin_grace(&self) -> u64 {
+        self.thread.pins.borrow().epochs().begin_grace()
+    }
+
+    /// Have they all completed?
+    pub(crate) fn has_passed(&self, grace: u64) -> bool {
+        self.thread.pins.borrow().epochs().has_passed(grace)
+    }
+
     fn node(&self, id: NodeId) -> Result<&Node, Errno> {
         self.graph.node(id).ok_or(Errno::IO)
     }
@@ -229,6 +239,11 @@ impl Io {
         let request = match self.decide(id, node, request)? {
             Decision::Done => return Ok(()),
             Decision::Go(request) => request,
+        };
+        // Let go of after the bitmaps are marked.
+        let _covering = match request.kind.writes() {
+            true => node.bitmaps().cover(self, request.span).await?,
+            false => None,
         };
         let _marks = request.kind.writes().then(|| MarkAtEnd {
             tracker: node.bitmaps(),

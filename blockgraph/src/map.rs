@@ -207,6 +207,9 @@ fn descend(graph: &Graph, top: NodeId, dir: Dir, mut span: Span, plan: &mut Plan
             }
             Body::Driver(driver) => {
                 if dir == Dir::Write && node.bitmaps().is_recording() {
+                    if !node.bitmaps().covers(span) {
+                        return None;
+                    }
                     plan.push_marked(id, span)?;
                 }
                 let (to, at, len) = match driver.map(dir, span) {

@@ -32,14 +32,14 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Epochs {
     /// Waits until everything pinned before the call has been unpinned.
     pub async fn grace(&self) {
-        let epoch = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        let epoch = self.begin_grace();
         poll_fn(|cx| {
-            if self.passed(epoch) {
+            if self.has_passed(epoch) {
                 return Poll::Ready(());
             }
             crate::waiting::enter(&mut lock(&self.waiters), cx);
             self.waiting.store(true, Ordering::SeqCst);
-            if self.passed(epoch) {
+            if self.has_passed(epoch) {
                 return Poll::Ready(());
             }
             Poll::Pending
@@ -47,7 +47,13 @@ impl Epochs {
         .await;
     }
 
-    fn passed(&self, epoch: u64) -> bool {
+    /// Begins a grace period, for whoever asks now and then instead of waiting.
+    pub fn begin_grace(&self) -> u64 {
+        self.now.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// Has everything been unpinned that was pinned before that one began?
+    pub fn has_passed(&self, epoch: u64) -> bool {
         fence(Ordering::SeqCst);
         let threads = lock(&self.threads);
         threads.iter().all(|t| t.0.load(Ordering::SeqCst) >= epoch)
@@ -95,7 +101,7 @@ impl Pins {
             None => self.oldest.0.store(now, Ordering::SeqCst),
         }
         self.out.push_back((now, 0));
-        // Pairs with the fence in `passed`: either the waiter sees our epoch, or we see what it published before.
+        // Pairs with the fence in `has_passed`: either the waiter sees our epoch, or we see what it published before.
         fence(Ordering::SeqCst);
     }
 

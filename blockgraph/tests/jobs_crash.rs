@@ -156,6 +156,7 @@ fn open(bench: &mut Bench, files: &[NodeId], n: usize, below: Option<usize>) -> 
             backing,
             options: Options::default(),
             named: gate::Named::default(),
+            journal: None,
         })),
     })
 }

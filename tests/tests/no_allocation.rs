@@ -165,6 +165,7 @@ fn image(path: &str, backing: Backing) -> NodeSpec {
             cache,
             ..Options::default()
         },
+        journal: None,
     })))
 }
 

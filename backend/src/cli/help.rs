@@ -71,6 +71,7 @@ argument may also be a JSON object:
     file, host_device    filename=<path>[,aio=threads|native|io_uring]
                          [,locking=on|off|auto]
     raw                  file=<node>|file.driver=...[,offset=<n>][,size=<n>]
+                         [,x-bitmap-journal=<path>]
     null-co, null-aio    [size=<n>][,latency-ns=<n>][,read-zeroes=on|off]
     qcow2                file=<node>|file.driver=...[,backing=<node>|...]
                          [,data-file=<node>|...][,lazy-refcounts=on|off]
@@ -83,6 +84,7 @@ argument may also be a JSON object:
                          [,cache-clean-interval=<seconds>]
                          [,x-snapshot=<id or name>]
                          [,x-image-names=paths|any][,x-probe-backing=on|off]
+                         [,x-bitmap-journal=<path>]
     copy-on-read         file=<node>|file.driver=...[,bottom=<node>]
     copy-before-write    file=<node>|file.driver=...
                          ,target=<node>|target.driver=...

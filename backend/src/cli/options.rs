@@ -264,6 +264,8 @@ pub struct RawOptions {
     pub offset_bytes: u64,
     /// How long it is; `None`: to the end.
     pub size_bytes: Option<u64>,
+    /// `x-bitmap-journal`, our own: the file that keeps its bitmaps.
+    pub bitmap_journal: Option<String>,
 }
 
 /// `null-co` and `null-aio`
@@ -294,6 +296,15 @@ pub struct DelayOptions {
 }
 
 impl DriverOptions {
+    /// `x-bitmap-journal`, if it is said.
+    pub fn bitmap_journal(&self) -> Option<&str> {
+        match self {
+            Self::Raw(raw) => raw.bitmap_journal.as_deref(),
+            Self::Qcow2(image) => image.bitmap_journal.as_deref(),
+            _ => None,
+        }
+    }
+
     /// Every child, in the order of the options.
     pub fn children(&self) -> impl Iterator<Item = &ChildRef> {
         let (first, more) = match self {

@@ -3,9 +3,10 @@
 use super::executor::Daemon;
 use crate::cli::BitmapRef;
 use blockgraph::bitmap::{BitmapAdmin, Busy, DirtyBitmap, find, find_above};
-use blockgraph::graph::Access;
+use blockgraph::graph::{Access, journals};
 use blockgraph::{Graph, NodeId};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 impl Daemon {
     /// What is done with bitmaps.
@@ -15,7 +16,25 @@ impl Daemon {
             control: &mut self.control,
         }
     }
+
+    /// Looks after bitmap journals, and notes when to look again.
+    pub(super) fn look_at_journals(&mut self) {
+        let next = journals::look(&self.current, &mut self.control);
+        self.journals_due = next.map(|after| Instant::now() + after);
+    }
+
+    /// The same if it is time. Says how long there is until then.
+    pub(super) fn tend_journals(&mut self) -> Option<Duration> {
+        if self.journals_due? <= Instant::now() {
+            self.look_at_journals();
+        }
+        let left = self.journals_due?.saturating_duration_since(Instant::now());
+        Some(left.max(TICK))
+    }
 }
+
+/// Nothing is so urgent that it may not wait for this.
+const TICK: Duration = Duration::from_millis(1);
 
 /// The bitmaps that an export shows, in the order they were asked for in; nobody else may use them.
 #[derive(Debug, Default)]

@@ -61,10 +61,15 @@ pub fn serve(daemon: &mut Daemon, signals: Signals) -> Result<Ending, event_mana
         let control = manager.subscriber_mut(id)?;
         control.daemon.reap();
         let retry = std::mem::take(&mut control.retry);
-        match (control.daemon.leaving.is_empty(), retry.is_empty()) {
-            (true, true) => manager.run()?,
-            (true, false) => manager.run_with_timeout(RETRY_MS)?,
-            (false, _) => manager.run_with_timeout(REAP_MS)?,
+        let journals = control.daemon.tend_journals();
+        let waits = [
+            journals.map(|left| i32::try_from(left.as_millis()).unwrap_or(i32::MAX)),
+            (!retry.is_empty()).then_some(RETRY_MS),
+            (!control.daemon.leaving.is_empty()).then_some(REAP_MS),
+        ];
+        match waits.into_iter().flatten().min() {
+            None => manager.run()?,
+            Some(wait_ms) => manager.run_with_timeout(wait_ms)?,
         };
         for export in retry {
             if let Some(listen) = manager.subscriber_mut(id)?.knock(export) {

@@ -17,6 +17,7 @@ use ring::inherited::Inherited;
 use ring::{Bell, Choice};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// What doors have to say, for the control thread.
 #[derive(Debug)]
@@ -86,6 +87,8 @@ pub struct Daemon {
     pub(super) edits: Edits,
     /// Somebody said `quit`.
     pub(super) quitting: bool,
+    /// When bitmap journals are to be looked after.
+    pub(super) journals_due: Option<Instant>,
 }
 
 impl Daemon {
@@ -115,6 +118,7 @@ impl Daemon {
             monitors: Monitors::default(),
             edits: Edits::default(),
             quitting: false,
+            journals_due: None,
         })
     }
 

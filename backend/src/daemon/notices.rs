@@ -18,8 +18,9 @@ impl Daemon {
         }
     }
 
-    fn pass_on(&self, notice: Notice) {
+    fn pass_on(&mut self, notice: Notice) {
         match notice {
+            Notice::JournalBegun => self.look_at_journals(),
             Notice::ImageCorrupted {
                 node,
                 msg,

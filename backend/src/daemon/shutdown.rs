@@ -3,7 +3,7 @@
 use super::executor::Daemon;
 use super::removal::Leaving;
 use crate::export::nbd::NbdStillBusy;
-use blockgraph::graph::Body;
+use blockgraph::graph::{Body, journals};
 use blockgraph::{Event, Graph, Kind, Lane, Mode, NodeId, Span, Started};
 use ring::{Choice, Ring, Wait};
 use std::time::{Duration, Instant};
@@ -149,7 +149,7 @@ impl Daemon {
             let Body::Driver(driver) = node.body().clone() else {
                 continue;
             };
-            let work = |io| async move { driver.close(&io).await };
+            let work = |io| journals::close(io, driver);
             let closed = self.control.run_until(&graph, id, Some(deadline), work);
             let name = || node.name().to_owned();
             match closed {

@@ -26,6 +26,7 @@ pub(super) fn spec(image: Qcow2Options, common: &NodeCommon) -> Result<DriverSpe
             cli::Backing::Child(backing) => Backing::Node(child(backing)?),
         },
         named,
+        journal: image.bitmap_journal.map(Into::into),
     })))
 }
 
@@ -108,6 +109,9 @@ fn parse_name(name: &str, inherited: &Inherited) -> Result<Parsed, String> {
 fn check_read_only(options: &BlockdevOptions) -> Result<(), String> {
     if !options.common.read_only {
         return Err("a backing file that an image names is read-only".to_owned());
+    }
+    if options.driver.bitmap_journal().is_some() {
+        return Err("a backing file that an image names has no bitmap journal".to_owned());
     }
     options.driver.children().try_for_each(|child| match child {
         ChildRef::Inline(child) => check_read_only(child),

@@ -8,7 +8,7 @@ use super::dirty::{DirtyBitmap, GRANULARITY_BYTES_MIN, Keeping, State};
 use super::error::BitmapError;
 use super::find::{check_changeable, check_removable, check_usable, find};
 use crate::driver::qcow2::StoreError;
-use crate::graph::{Body, Control, Current, Graph, Role};
+use crate::graph::{Body, Control, Current, Graph, Role, journals};
 use crate::map::DEPTH_MAX;
 use crate::node::NodeId;
 use ring::Errno;
@@ -156,6 +156,14 @@ impl BitmapAdmin<'_> {
         removed.map_err(BitmapError::Store)
     }
 
+    /// Has the journal of a node, if there is one, say what its bitmaps say now. Errors: a crash would bring back what they said
+    /// before.
+    pub fn store(&mut self, node: &str) -> Result<(), BitmapError> {
+        let id = self.current.get().find(node);
+        let id = id.ok_or_else(|| BitmapError::NoNode(node.to_owned()))?;
+        journals::store(self.current, self.control, id)
+    }
+
     /// Forgets what was written.
     pub fn clear(&mut self, node: &str, name: &str) -> Result<(), BitmapError> {
         let found = find(&self.current.get(), node, name)?;
@@ -270,7 +278,8 @@ fn check_new(graph: &Graph, id: NodeId, new: &NewBitmap) -> Result<u32, BitmapEr
         Body::Filter(_) => None,
     });
     let of = node.map_or("", |node| node.name());
-    if new.keeping == Keeping::Persistent && image.is_none() {
+    let journaled = node.is_some_and(|node| node.bitmaps().journal().is_some());
+    if new.keeping == Keeping::Persistent && image.is_none() && !journaled {
         return Err(BitmapError::NotStorable(of.to_owned()));
     }
     if node.is_some_and(|node| node.bitmaps().find(&new.name).is_some()) {

@@ -170,6 +170,11 @@ impl DirtyBitmap {
         }
     }
 
+    /// It may miss something.
+    pub(crate) fn distrust(&self) {
+        self.set_state(State::Inconsistent);
+    }
+
     /// Does somebody use it?
     pub fn is_busy(&self) -> bool {
         self.busy.load(Ordering::Acquire)

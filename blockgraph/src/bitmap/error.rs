@@ -2,6 +2,7 @@
 
 use super::memory::MEMORY_BYTES_MAX;
 use crate::driver::qcow2::{NotKept, StoreError};
+use ring::Errno;
 use thiserror::Error;
 
 /// Why something cannot be done with a bitmap; the texts are QEMU's where it has one.
@@ -72,6 +73,14 @@ pub enum BitmapError {
     /// Too large, or too many.
     #[error("Bitmaps would need more than {} MiB of memory", MEMORY_BYTES_MAX >> 20)]
     NoMemory,
+    /// What a crash would leave is what it was before.
+    #[error("Could not write bitmap journal '{path}': {}", crate::graph::errno_text(&(*.errno).into()))]
+    Journal {
+        /// Where.
+        path: String,
+        /// Why.
+        errno: Errno,
+    },
     /// Some disk is stuck: what was under way before might be missed.
     #[error("Requests under way did not end in time")]
     StillUsed,

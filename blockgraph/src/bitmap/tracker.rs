@@ -6,7 +6,10 @@
 //! period before relying on it.
 
 use super::dirty::{DirtyBitmap, State};
+use super::journal::{Covering, Journal};
+use crate::io::Io;
 use crate::units::Span;
+use ring::Errno;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,7 +24,9 @@ pub struct Tracker {
 /// The same in all generations.
 #[derive(Debug, Default)]
 struct Shared {
+    /// Does any bitmap record, or is there a journal?
     recording: AtomicBool,
+    journal: Option<Arc<Journal>>,
     version: AtomicU64,
     newest: Mutex<Arc<List>>,
 }
@@ -42,10 +47,43 @@ impl List {
 }
 
 impl Tracker {
-    /// Does any bitmap record?
+    /// That of a node that has a journal beside it.
+    pub(crate) fn journaled(journal: Arc<Journal>) -> Tracker {
+        let shared = Shared {
+            recording: AtomicBool::new(true),
+            journal: Some(journal),
+            ..Shared::default()
+        };
+        Tracker {
+            shared: Arc::new(shared),
+            list: Arc::default(),
+        }
+    }
+
+    /// The journal beside the node.
+    pub fn journal(&self) -> Option<&Arc<Journal>> {
+        self.shared.journal.as_ref()
+    }
+
+    /// Does any bitmap record, or a journal?
     #[inline]
     pub(crate) fn is_recording(&self) -> bool {
         self.shared.recording.load(Ordering::Relaxed)
+    }
+
+    /// Does the journal, if there is one, say already that `span` is written? If not, its write is served.
+    #[inline]
+    pub(crate) fn covers(&self, span: Span) -> bool {
+        let journal = self.shared.journal.as_ref();
+        journal.is_none_or(|journal| journal.covers(span))
+    }
+
+    /// Has the journal say so, if there is one. Errors: see [`Journal::cover`].
+    pub(crate) async fn cover(&self, io: &Io, span: Span) -> Result<Option<Covering<'_>>, Errno> {
+        match &self.shared.journal {
+            None => Ok(None),
+            Some(journal) => journal.cover(io, span).await.map(Some),
+        }
     }
 
     /// `span` was written, or may have been.
@@ -114,6 +152,7 @@ impl Tracker {
         let newest = self.newest();
         let mut bitmaps = newest.bitmaps.iter();
         let recording = bitmaps.any(|bitmap| bitmap.state() == State::Recording);
+        let recording = recording || self.shared.journal.is_some();
         self.shared.recording.store(recording, Ordering::SeqCst);
     }
 }

@@ -33,6 +33,16 @@ impl BitmapAdmin<'_> {
         Ok(Saved { bitmap, copy })
     }
 
+    /// The same where the bitmap has to be in a journal, and that may fail. Errors: there is no memory.
+    pub fn save_if_journaled(&self, node: &str, name: &str) -> Result<Option<Saved>, BitmapError> {
+        let graph = self.current.get();
+        let found = graph.find(node).and_then(|id| graph.node(id));
+        match found.is_some_and(|node| node.bitmaps().journal().is_some()) {
+            true => self.save(node, name).map(Some),
+            false => Ok(None),
+        }
+    }
+
     /// Does it record? Errors: it may not be used.
     pub fn state(&self, node: &str, name: &str) -> Result<State, BitmapError> {
         let bitmap = find(&self.current.get(), node, name)?.bitmap;

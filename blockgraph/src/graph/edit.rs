@@ -7,6 +7,7 @@
 //! Exports and jobs name the place where they are attached, so a filter put above a node takes the node's place, and the
 //! node gets another: whoever was attached sees the filter, and never knows.
 
+use super::journals;
 use super::open::NodeSpec;
 use super::pause::{Quiet, StillBusy};
 use super::perm::{Agreed, PermError};
@@ -420,6 +421,16 @@ impl Edit {
             let node = Arc::make_mut(node);
             node.body = body;
             node.files = files;
+            let journal = node.bitmaps.journal();
+            node.files
+                .extend(journal.map(|journal| journal.file().clone()));
+        }
+    }
+
+    /// Gives a node one file more.
+    pub(super) fn add_file(&mut self, id: NodeId, file: Arc<File>) {
+        if let Some(Some(node)) = self.graph.nodes.get_mut(id.0 as usize) {
+            Arc::make_mut(node).files.push(file);
         }
     }
 
@@ -556,9 +567,27 @@ impl Leaving {
         let Body::Driver(driver) = node.body().clone() else {
             return Ok(());
         };
-        let work = |io| async move { driver.close(&io).await };
-        let closed = control.run(&self.before, id, work)?;
+        let closed = match self.goes_on(node) {
+            true => control.run(
+                &self.before,
+                id,
+                |io| async move { driver.close(&io).await },
+            )?,
+            false => control.run(&self.before, id, |io| journals::close(io, driver))?,
+        };
         closed.map_err(|errno| LeaveError::Close(node.name().to_owned(), errno))
+    }
+
+    /// Has another node its journal now?
+    fn goes_on(&self, node: &Node) -> bool {
+        let Some(journal) = node.bitmaps().journal() else {
+            return false;
+        };
+        let newest = self.current.get();
+        let mut others = newest
+            .nodes()
+            .filter_map(|(_, other)| other.bitmaps().journal());
+        others.any(|other| Arc::ptr_eq(other, journal))
     }
 
     /// Files of the generation before that are in no newer one.

@@ -307,6 +307,7 @@ pub(super) fn on(storage: Child, format: Format, inherited: &Inherited, named: &
         Format::Raw | Format::File => DriverSpec::Raw {
             file: storage,
             window: Window::default(),
+            journal: None,
         },
         Format::Qcow2 => DriverSpec::Qcow2(Box::new(Qcow2Spec {
             file: storage,
@@ -314,6 +315,7 @@ pub(super) fn on(storage: Child, format: Format, inherited: &Inherited, named: &
             backing: Backing::Stored,
             options: Options::default(),
             named: named.clone(),
+            journal: None,
         })),
     };
     NodeSpec {

@@ -11,6 +11,7 @@ pub mod edit;
 mod fdsets;
 pub mod gate;
 mod gone;
+pub mod journals;
 mod made;
 pub mod name;
 pub mod open;

@@ -5,6 +5,7 @@
 //! them down.
 
 mod filters;
+mod journal;
 mod named;
 pub(super) mod qcow2;
 
@@ -17,7 +18,7 @@ use super::perm::PermError;
 use super::{
     Access, Body, Common, Control, Current, Graph, NewNode, Node, Resources, Shape, Sharing,
 };
-use crate::bitmap::{DirtyBitmap, Tracker};
+use crate::bitmap::{DirtyBitmap, JournalError, Tracker};
 use crate::driver::file::{self, FileError, FileOptions, OpenMode};
 use crate::driver::nbd::client::{self, ClientError, NbdOptions};
 use crate::driver::null::{Null, Reads};
@@ -30,6 +31,7 @@ use crate::map::DEPTH_MAX;
 use crate::node::{FileIdentity, Info, NodeId};
 use ring::Errno;
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -57,6 +59,8 @@ pub enum DriverSpec {
         file: Child,
         /// Which of them.
         window: Window,
+        /// The file beside it that keeps its bitmaps, if any.
+        journal: Option<PathBuf>,
     },
     /// `qcow2`
     Qcow2(Box<Qcow2Spec>),
@@ -155,6 +159,9 @@ pub enum OpenError {
     /// What the image names.
     #[error(transparent)]
     Gate(#[from] GateError),
+    /// The file beside it.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// What is below it.
     #[error("Could not open backing file: {0}")]
     Backing(Box<OpenError>),
@@ -290,13 +297,15 @@ impl Opening<'_> {
             check_name(&self.graph, name)?;
         }
         let name = name.unwrap_or_else(|| generated_name(&self.graph));
+        let journal = self.journal_for(&kept.driver, &made, common)?;
         let Made {
             kind,
             body,
             shape,
-            files,
+            mut files,
             access,
         } = made;
+        files.extend(journal.as_ref().map(|journal| journal.file().clone()));
         let id = self.graph.insert(NewNode {
             name,
             kind,
@@ -307,12 +316,15 @@ impl Opening<'_> {
         });
         self.graph.keep_spec(id, kept);
         let bitmaps = std::mem::take(&mut self.bitmaps);
-        self.graph.set_bitmaps(id, Tracker::default().with(bitmaps));
+        let tracker = journal.map_or_else(Tracker::default, Tracker::journaled);
+        self.graph.set_bitmaps(id, tracker.with(bitmaps));
         self.opened.push(id);
+        self.take_up_journal(id)?;
         if self.graph.depth(id) > DEPTH_MAX {
             return Err(OpenError::TooDeep);
         }
         self.graph.users.connect(&self.graph, id)?;
+        self.begin_journal(id)?;
         self.record_bitmaps(id)?;
         Ok(id)
     }
@@ -327,7 +339,7 @@ impl Opening<'_> {
             DriverSpec::Null(spec) => Ok(make_null(&spec, common)),
             DriverSpec::Nbd(options) => make_nbd(*options, common, &mut self.control.resources),
             DriverSpec::File(spec) => self.make_file(spec, common),
-            DriverSpec::Raw { file, window } => {
+            DriverSpec::Raw { file, window, .. } => {
                 let (child, below) = self.child(file, depth)?;
                 Ok(Made {
                     kind: "raw",

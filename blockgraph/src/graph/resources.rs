@@ -5,8 +5,10 @@
 
 use super::fdsets::FdSets;
 use crate::tls::{TlsClient, TlsCreds, TlsError};
+use ring::File;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -15,6 +17,7 @@ use thiserror::Error;
 pub struct Resources {
     creds: BTreeMap<String, Arc<TlsCreds>>,
     sockets: BTreeMap<i32, OwnedFd>,
+    journals: BTreeMap<PathBuf, Arc<File>>,
     /// Descriptors passed by clients, opened by name.
     pub fd_sets: FdSets,
 }
@@ -49,6 +52,16 @@ impl Resources {
     /// The socket of that number, if nobody took it yet.
     pub fn take_socket(&mut self, number: i32) -> Option<OwnedFd> {
         self.sockets.remove(&number)
+    }
+
+    /// A file to be taken for the bitmap journal of that path, whatever is there.
+    pub fn put_journal(&mut self, path: &Path, file: Arc<File>) {
+        self.journals.insert(path.to_owned(), file);
+    }
+
+    /// That file, if there is one.
+    pub(super) fn journal(&self, path: &Path) -> Option<Arc<File>> {
+        self.journals.get(path).cloned()
     }
 
     /// A client's end of TLS to a server of that name. Errors: no such credentials, or of no use.

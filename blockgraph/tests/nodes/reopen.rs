@@ -56,7 +56,14 @@ fn spec(name: &str, driver: DriverSpec) -> NodeSpec {
 fn raw(name: &str, file: &str) -> NodeSpec {
     let file = named(file);
     let window = Default::default();
-    spec(name, DriverSpec::Raw { file, window })
+    spec(
+        name,
+        DriverSpec::Raw {
+            file,
+            window,
+            journal: None,
+        },
+    )
 }
 
 fn throttle(name: &str, group: &str, file: &str) -> NodeSpec {
@@ -80,6 +87,7 @@ fn image(name: &str, file: &str, backing: Backing, options: Options) -> NodeSpec
         backing,
         options,
         named: Named::default(),
+        journal: None,
     };
     spec(name, DriverSpec::Qcow2(Box::new(image)))
 }

@@ -73,6 +73,7 @@ fn open(disk: &Disk, made: &Made, mode: Mode) -> (Bench, NodeId) {
             backing: Backing::Nothing,
             options: Options::default(),
             named: blockgraph::graph::gate::Named::default(),
+            journal: None,
         })),
     });
     (bench, node)

@@ -42,6 +42,7 @@ fn on_blkdebug(
         backing,
         options: Options::default(),
         named: Named::default(),
+        journal: None,
     })))
 }
 

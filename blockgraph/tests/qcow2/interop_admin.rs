@@ -30,6 +30,7 @@ fn spec(path: &Path, data: Option<&Path>, backing: Option<&Path>) -> NodeSpec {
             backing: backing.map_or(Backing::Nothing, |path| Backing::Node(child(path))),
             options: Options::default(),
             named: blockgraph::graph::gate::Named::default(),
+            journal: None,
         })),
     }
 }

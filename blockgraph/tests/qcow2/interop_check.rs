@@ -307,6 +307,7 @@ fn qcow2(path: &Path, access: Access) -> NodeSpec {
             backing: Backing::Nothing,
             options: Options::default(),
             named: blockgraph::graph::gate::Named::default(),
+            journal: None,
         })),
     }
 }

@@ -250,8 +250,9 @@ fn a_read_that_meets_nonsense_fails_alone_and_is_told_once() {
     }
     let told = |bench: &Bench| {
         let notices = bench.current.get().notices().take().notices;
-        let fatal = notices.iter().map(|notice| match notice {
-            Notice::ImageCorrupted { fatal, .. } => *fatal,
+        let fatal = notices.iter().filter_map(|notice| match notice {
+            Notice::ImageCorrupted { fatal, .. } => Some(*fatal),
+            Notice::JournalBegun => None,
         });
         fatal.collect::<Vec<_>>()
     };

@@ -148,6 +148,7 @@ pub fn spec(path: &Path, base: Base) -> NodeSpec {
             },
             options: Options::default(),
             named: blockgraph::graph::gate::Named::default(),
+            journal: None,
         })),
     }
 }

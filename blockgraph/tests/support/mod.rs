@@ -248,7 +248,11 @@ pub fn raw(file: Child, window: Window) -> NodeSpec {
     NodeSpec {
         name: None,
         common: common(),
-        driver: DriverSpec::Raw { file, window },
+        driver: DriverSpec::Raw {
+            file,
+            window,
+            journal: None,
+        },
     }
 }
 

@@ -160,6 +160,7 @@ pub fn image(
             backing,
             options,
             named: Named::default(),
+            journal: None,
         })),
     }
 }
@@ -201,6 +202,7 @@ pub fn open_chain(bench: &mut Bench, layers: &[Layer], options: &Options) -> Vec
                 driver: DriverSpec::Raw {
                     file: file_child(&layer.path),
                     window: blockgraph::driver::raw::Window::default(),
+                    journal: None,
                 },
             },
             _ => {

@@ -4,6 +4,7 @@ use super::{Bench, common, qemu};
 use blockgraph::driver::file::{Cache, FileDriver, FileKind, FileParts, Flushes};
 use blockgraph::driver::qcow2::check::{Finding, Repair, Report, check};
 use blockgraph::driver::qcow2::{Options, Qcow2};
+use blockgraph::driver::raw::Window;
 use blockgraph::graph::gate::Named;
 use blockgraph::graph::open::{Backing, Child, DriverSpec, NodeSpec, Qcow2Spec};
 use blockgraph::graph::{Access, Body, Common, NewNode, Shape};
@@ -20,13 +21,20 @@ pub const FILE: FileId = FileId(0);
 pub const BACKING: FileId = FileId(1);
 /// What its data is in, if that is not the image.
 pub const DATA: FileId = FileId(2);
+/// What keeps its bitmaps, if anything does. No node of its own.
+pub const JOURNAL: FileId = FileId(3);
 
 /// The files in a directory, as images name them.
-const NAMES: [(FileId, &str); 3] = [(FILE, "disk.qcow2"), (BACKING, "backing"), (DATA, "data")];
+const NAMES: [(FileId, &str); 4] = [
+    (FILE, "disk.qcow2"),
+    (BACKING, "backing"),
+    (DATA, "data"),
+    (JOURNAL, "journal"),
+];
 
 fn name(id: FileId) -> &'static str {
     let named = NAMES.iter().find(|named| named.0 == id);
-    named.expect("one of the three").1
+    named.expect("one of the four").1
 }
 
 /// The files of a directory that are an image's.
@@ -74,7 +82,7 @@ pub fn disk(files: Images, size_bytes_max: u64, seed: u64, weather: Weather) -> 
 
 /// A bench on a simulated disk, and the image's file's node.
 pub fn bench(disk: &Disk, mode: Mode) -> (Bench, NodeId) {
-    let bench = Bench::new(Choice::Sim(disk.clone()), mode);
+    let mut bench = Bench::new(Choice::Sim(disk.clone()), mode);
     let mut graph = (*bench.current.get()).clone();
     let mut next = graph.new_file_id();
     for (id, bytes) in disk.images() {
@@ -82,6 +90,12 @@ pub fn bench(disk: &Disk, mode: Mode) -> (Bench, NodeId) {
             next = graph.new_file_id();
         }
         assert_eq!(next, id);
+        if id == JOURNAL {
+            let file = disk.open(id).expect("a file of the disk");
+            let path = Path::new(name(JOURNAL));
+            bench.control.resources.put_journal(path, file);
+            continue;
+        }
         insert(&mut graph, disk, id, bytes.len() as u64);
     }
     let node = graph.find(name(FILE)).expect("just put there");
@@ -130,6 +144,7 @@ fn spec(bench: &Bench, file: NodeId, options: Options) -> NodeSpec {
             backing: beside(BACKING).map_or(Backing::Nothing, Backing::Node),
             options,
             named: Named::default(),
+            journal: None,
         })),
     }
 }
@@ -138,6 +153,33 @@ fn spec(bench: &Bench, file: NodeId, options: Options) -> NodeSpec {
 pub fn open(bench: &mut Bench, file: NodeId, options: Options) -> NodeId {
     let spec = spec(bench, file, options);
     bench.open(spec)
+}
+
+/// The disk in `file`, whose bitmaps are kept by the journal on the same disk: an image, or raw.
+pub fn journaled(bench: &Bench, file: NodeId, format: Format) -> NodeSpec {
+    let mut spec = spec(bench, file, Options::default());
+    let path = Some(Path::new(name(JOURNAL)).to_owned());
+    spec.name = Some("disk".to_owned());
+    spec.driver = match spec.driver {
+        DriverSpec::Qcow2(mut image) if format == Format::Qcow2 => {
+            image.journal = path;
+            DriverSpec::Qcow2(image)
+        }
+        DriverSpec::Qcow2(image) => DriverSpec::Raw {
+            file: image.file,
+            window: Window::default(),
+            journal: path,
+        },
+        other => other,
+    };
+    spec
+}
+
+/// What a disk is in its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Raw,
+    Qcow2,
 }
 
 /// The same, should the disk let it.

@@ -34,6 +34,7 @@ pub fn below(path: &Path, format: &str) -> Backing {
         "raw" => DriverSpec::Raw {
             file,
             window: blockgraph::driver::raw::Window::default(),
+            journal: None,
         },
         _ => DriverSpec::Qcow2(Box::new(Qcow2Spec {
             file,
@@ -41,6 +42,7 @@ pub fn below(path: &Path, format: &str) -> Backing {
             backing: Backing::Nothing,
             options: Options::default(),
             named: Named::default(),
+            journal: None,
         })),
     };
     Backing::Node(inline(NodeSpec {
@@ -66,6 +68,7 @@ pub fn image(
             backing,
             options,
             named: Named::default(),
+            journal: None,
         })),
     }
 }

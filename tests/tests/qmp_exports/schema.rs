@@ -18,6 +18,8 @@ const OURS: &[&str] = &[
     "blockdev-add<qcow2>.x-snapshot",
     "blockdev-add<qcow2>.x-image-names",
     "blockdev-add<qcow2>.x-probe-backing",
+    "blockdev-add<qcow2>.x-bitmap-journal",
+    "blockdev-add<raw>.x-bitmap-journal",
     "block-export-add<vhost-user-blk>.addr.type=connected-fd",
     "block-export-add<vhost-user-blk>.serial",
     "block-export-add<vhost-user-blk>.require-safe-del",

@@ -76,6 +76,7 @@ fn opened(layer: &Layer, backing: Backing) -> NodeSpec {
         "raw" => DriverSpec::Raw {
             file: file(),
             window: Window::default(),
+            journal: None,
         },
         _ => DriverSpec::Qcow2(Box::new(Qcow2Spec {
             file: file(),
@@ -83,6 +84,7 @@ fn opened(layer: &Layer, backing: Backing) -> NodeSpec {
             backing,
             options: Options::default(),
             named: Named::default(),
+            journal: None,
         })),
     })
 }

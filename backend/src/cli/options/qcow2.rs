@@ -31,6 +31,8 @@ pub struct Qcow2Options {
     pub image_names: ImageNames,
     /// `x-probe-backing`, our own: whether a backing file whose format is not stored is looked at.
     pub probe_backing: bool,
+    /// `x-bitmap-journal`, our own: the file that keeps its bitmaps through a crash.
+    pub bitmap_journal: Option<String>,
 }
 
 /// `x-image-names=`

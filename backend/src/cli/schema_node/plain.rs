@@ -28,6 +28,7 @@ pub(super) fn raw(
         file,
         offset_bytes,
         size_bytes,
+        bitmap_journal: o.string("x-bitmap-journal")?,
     })
 }
 

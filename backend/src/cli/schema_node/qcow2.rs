@@ -49,6 +49,7 @@ pub(super) fn read(
     let snapshot = o.string("x-snapshot")?;
     let image_names = o.word("x-image-names", IMAGE_NAMES)?;
     let probe_backing = o.boolean("x-probe-backing")?.unwrap_or(false);
+    let bitmap_journal = o.string("x-bitmap-journal")?;
     Ok(Qcow2Options {
         file,
         backing,
@@ -63,6 +64,7 @@ pub(super) fn read(
         snapshot,
         image_names: image_names.unwrap_or(ImageNames::Paths),
         probe_backing,
+        bitmap_journal,
     })
 }
 

@@ -105,6 +105,19 @@ impl Action {
         }
     }
 
+    /// The node whose bitmaps it changes.
+    fn changes(&self) -> Option<String> {
+        match self {
+            Action::AddBitmap { node, .. } => Some(node.clone()),
+            Action::RemoveBitmap(bitmap)
+            | Action::ClearBitmap(bitmap)
+            | Action::EnableBitmap(bitmap)
+            | Action::DisableBitmap(bitmap) => Some(bitmap.node.clone()),
+            Action::MergeBitmaps { target, .. } => Some(target.node.clone()),
+            _ => None,
+        }
+    }
+
     /// The nodes it names.
     fn nodes(&self) -> Vec<&str> {
         match self {
@@ -141,11 +154,15 @@ impl Daemon {
             Completion::Grouped => Some(self.new_job_group()),
         };
         let quiet = self.hold_nodes_of(&actions)?;
+        let changed: BTreeSet<String> = actions.iter().filter_map(Action::changes).collect();
         let done = self.do_all(actions, group);
+        let done = done.and_then(|done| self.store_all(&changed, done));
         let started: Vec<String> = match done {
             Ok(done) => {
                 let mut done = done.into_iter().rev();
                 let started: Vec<_> = done.by_ref().filter_map(|step| step.commit(self)).collect();
+                // Bitmaps that were to be removed are gone only now.
+                self.store_again(&changed);
                 started
             }
             Err(error) => {
@@ -193,6 +210,31 @@ impl Daemon {
             }
         }
         Ok(done)
+    }
+
+    /// Has the journals of nodes say what their bitmaps say after all of it, or undoes it.
+    fn store_all(
+        &mut self,
+        nodes: &BTreeSet<String>,
+        done: Vec<Box<dyn Step>>,
+    ) -> Result<Vec<Box<dyn Step>>, String> {
+        for node in nodes {
+            if let Err(error) = self.bitmaps().store(node) {
+                done.into_iter().rev().for_each(|step| step.abort(self));
+                self.store_again(nodes);
+                return Err(error.to_string());
+            }
+        }
+        Ok(done)
+    }
+
+    /// As well as can be: a crash brings back more than there is, and no less.
+    fn store_again(&mut self, nodes: &BTreeSet<String>) {
+        for node in nodes {
+            if let Err(error) = self.bitmaps().store(node) {
+                tracing::warn!("node '{node}': {error}");
+            }
+        }
     }
 
     fn do_one(&mut self, action: Action, group: Option<Group>) -> Done {

@@ -359,6 +359,7 @@ pub static BLOCKDEV_OPTIONS_QCOW2: Object = object(
         opt("x-snapshot", STR),
         opt("x-image-names", Type::Enum(&QCOW2_IMAGE_NAMES)),
         opt("x-probe-backing", BOOL),
+        opt("x-bitmap-journal", STR),
     ],
 );
 
@@ -407,6 +408,8 @@ pub static BLOCKDEV_OPTIONS_RAW: Object = object(
         req("file", Type::Alternate(&BLOCKDEV_REF)),
         opt("offset", INT),
         opt("size", INT),
+        // Ours: see the README.
+        opt("x-bitmap-journal", STR),
     ],
 );
 

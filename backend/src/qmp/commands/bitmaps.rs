@@ -9,7 +9,7 @@ use crate::qapi::tables::bitmaps::{
 use crate::qapi::tables::exports::BLOCK_DIRTY_BITMAP;
 use crate::qmp::{Context, QmpError};
 use blockgraph::bitmap::{
-    self, BitmapAdmin, BitmapError, BitmapName, Keeping, NewBitmap, Source, State,
+    self, BitmapAdmin, BitmapError, BitmapName, Keeping, NewBitmap, Saved, Source, State,
 };
 use serde_json::{Value, json};
 
@@ -36,7 +36,7 @@ pub(super) static COMMANDS: &[Command] = &[
         "block-dirty-bitmap-enable",
         &BLOCK_DIRTY_BITMAP,
         NOTHING,
-        |c, a| change(c, a, |admin, node, name| admin.enable(node, name)),
+        |c, a| change(c, a, enable),
     ),
     command(
         "block-dirty-bitmap-disable",
@@ -70,7 +70,13 @@ impl From<BitmapError> for QmpError {
 fn add(context: &mut Context<'_>, mut arguments: Object) -> Result<Value, QmpError> {
     let node = arguments.required_string("node")?;
     let new = new_bitmap(&mut arguments)?;
-    context.daemon.bitmaps().add(&node, new)?;
+    let name = new.name.clone();
+    let mut admin = context.daemon.bitmaps();
+    admin.add(&node, new)?;
+    if let Err(error) = admin.store(&node) {
+        admin.remove(&node, &name)?;
+        return Err(error.into());
+    }
     done()
 }
 
@@ -107,15 +113,36 @@ fn change(
 ) -> Result<Value, QmpError> {
     let node = arguments.required_string("node")?;
     let name = arguments.required_string("name")?;
-    change(&mut context.daemon.bitmaps(), &node, &name)?;
+    let mut admin = context.daemon.bitmaps();
+    change(&mut admin, &node, &name)?;
+    // Should that fail, a crash brings back more than there is, and no less.
+    if let Err(error) = admin.store(&node) {
+        tracing::warn!("node '{node}': {error}");
+    }
     done()
+}
+
+fn enable(admin: &mut BitmapAdmin<'_>, node: &str, name: &str) -> Result<(), BitmapError> {
+    let before = admin.state(node, name)?;
+    admin.enable(node, name)?;
+    let stored = admin.store(node);
+    if stored.is_err() && before != State::Recording {
+        admin.disable(node, name)?;
+    }
+    stored
 }
 
 fn merge(context: &mut Context<'_>, mut arguments: Object) -> Result<Value, QmpError> {
     let node = arguments.required_string("node")?;
     let target = arguments.required_string("target")?;
     let sources = merge_sources(&mut arguments)?;
-    context.daemon.bitmaps().merge(&node, &target, &sources)?;
+    let mut admin = context.daemon.bitmaps();
+    let saved = admin.save_if_journaled(&node, &target)?;
+    admin.merge(&node, &target, &sources)?;
+    if let Err(error) = admin.store(&node) {
+        saved.into_iter().for_each(Saved::restore);
+        return Err(error.into());
+    }
     done()
 }
 

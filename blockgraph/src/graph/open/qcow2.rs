@@ -10,6 +10,7 @@ use crate::driver::qcow2::format::bitmap_dir::Stored;
 use crate::driver::qcow2::{Image, Options, Qcow2, Qcow2Error, load_bitmaps};
 use crate::io::Io;
 use crate::node::{Driver, Info, NodeId};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// A qcow2 image.
@@ -25,6 +26,8 @@ pub struct Qcow2Spec {
     pub options: Options,
     /// How what it names is opened.
     pub named: Named,
+    /// The file beside it that keeps its bitmaps through a crash, if any.
+    pub journal: Option<PathBuf>,
 }
 
 /// What is below an image.
@@ -81,6 +84,7 @@ impl Opening<'_> {
             backing,
             options,
             named,
+            journal: _,
         } = spec;
         let (file, mut storage) = self.child(file, depth)?;
         let mut image = self.load(file, &options)?;

@@ -112,6 +112,10 @@ impl Reopening<'_> {
         if before.common().takes_writes() {
             return None;
         }
+        if before.bitmaps().journal().is_some() {
+            // What it has of them counts, not what the image says of those that were in use.
+            return None;
+        }
         let known = before.bitmaps().by_name();
         let differs = |bitmap: &&Bitmap| {
             let state = known.get(&bitmap.text()).map(|known| known.state());

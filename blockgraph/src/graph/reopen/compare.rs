@@ -10,6 +10,9 @@ use crate::driver::nbd::client::{NbdOptions, Server};
 use crate::filter::blkdebug;
 use crate::node::Engine;
 
+/// The option that names the file beside a disk.
+const JOURNAL: &str = "x-bitmap-journal";
+
 /// The first option of `new` that is different and may not be, if any.
 pub(super) fn fixed(old: &NodeSpec, new: &NodeSpec) -> Option<&'static str> {
     if let Some(option) = fixed_of_driver(&old.driver, &new.driver) {
@@ -24,11 +27,14 @@ fn fixed_of_driver(old: &DriverSpec, new: &DriverSpec) -> Option<&'static str> {
         (DriverSpec::Null(old), DriverSpec::Null(new)) => null(old, new),
         (DriverSpec::File(old), DriverSpec::File(new)) => file(old, new),
         (DriverSpec::Nbd(old), DriverSpec::Nbd(new)) => nbd(old, new),
-        (DriverSpec::Qcow2(old), DriverSpec::Qcow2(new)) => {
-            first(&[(old.options.snapshot == new.options.snapshot, "x-snapshot")])
+        (DriverSpec::Qcow2(old), DriverSpec::Qcow2(new)) => first(&[
+            (old.options.snapshot == new.options.snapshot, "x-snapshot"),
+            (old.journal == new.journal, JOURNAL),
+        ]),
+        (DriverSpec::Raw { journal: old, .. }, DriverSpec::Raw { journal: new, .. }) => {
+            first(&[(old == new, JOURNAL)])
         }
-        (DriverSpec::Raw { .. }, DriverSpec::Raw { .. })
-        | (DriverSpec::Delay { .. }, DriverSpec::Delay { .. })
+        (DriverSpec::Delay { .. }, DriverSpec::Delay { .. })
         | (DriverSpec::SnapshotAccess { .. }, DriverSpec::SnapshotAccess { .. }) => None,
         (DriverSpec::Filter(old), DriverSpec::Filter(new)) => filter(old, new),
         _ => Some("driver"),

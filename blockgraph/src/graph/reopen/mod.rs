@@ -8,6 +8,7 @@
 mod bitmaps;
 mod bodies;
 mod compare;
+mod journals;
 mod plan;
 
 use super::edit::{Edit, EditError, Leaving};
@@ -15,7 +16,7 @@ use super::open::{NodeSpec, OpenError};
 use super::pause::{Quiet, StillBusy};
 use super::perm::PermError;
 use super::{Common, Control, Current, Graph, Node};
-use crate::bitmap::DirtyBitmap;
+use crate::bitmap::{DirtyBitmap, JournalError, Tracker};
 use crate::driver::file::FileError;
 use crate::driver::qcow2::{Qcow2Error, StoreError};
 use crate::driver::raw::WindowError;
@@ -114,6 +115,9 @@ pub enum ReopenError {
         /// The bitmap.
         name: String,
     },
+    /// The file beside it.
+    #[error(transparent)]
+    Journal(JournalError),
     /// What belongs to opening.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -155,6 +159,8 @@ struct Reopening<'a> {
     handed_over: Vec<NodeId>,
     /// Bitmaps of images that were inactive, the newest of each first.
     loaded: Vec<(NodeId, Vec<Arc<DirtyBitmap>>)>,
+    /// Nodes with a journal that may be written from now on, and their bitmaps.
+    begun: Vec<(NodeId, Tracker)>,
 }
 
 /// Opens nodes anew, each found by its name, so that they are as `specs` say; an inline child is the one the node has. Returns
@@ -197,6 +203,7 @@ impl<'a> Reopening<'a> {
             changes: Vec::new(),
             handed_over: Vec::new(),
             loaded: Vec::new(),
+            begun: Vec::new(),
         }
     }
 
@@ -260,7 +267,10 @@ impl<'a> Reopening<'a> {
         self.edit.drop_unused();
         let agreed = self.edit.agree()?;
         // Only now may images be written that could not be before.
-        let done = self.repair_images().and_then(|()| self.record_bitmaps());
+        let done = self
+            .repair_images()
+            .and_then(|()| self.begin_journals())
+            .and_then(|()| self.record_bitmaps());
         if let Err(error) = done {
             self.edit.disagree(agreed);
             return Err(error);
@@ -290,6 +300,7 @@ impl<'a> Reopening<'a> {
             }
         }
         self.settle_bitmaps();
+        self.settle_journals();
         let published = self.edit.publish();
         drop(quiet);
         published
