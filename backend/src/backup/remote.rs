@@ -113,7 +113,8 @@ impl Remote {
         let bitmaps = node["dirty-bitmaps"].as_array();
         Ok(NodeState {
             size_bytes: size_bytes.ok_or(ClientError::NotQmp("a node without a size"))?,
-            keeps_bitmaps: node["drv"] == "qcow2" && v3 && node["ro"] == false,
+            keeps_bitmaps: (node["drv"] == "qcow2" && v3 || node["x-bitmap-journal"].is_object())
+                && node["ro"] == false,
             bitmaps: bitmaps.into_iter().flatten().filter_map(bitmap).collect(),
         })
     }

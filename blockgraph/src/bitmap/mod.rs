@@ -23,7 +23,7 @@ pub use dirty::{Busy, DirtyBitmap, Keeping, State};
 pub use error::BitmapError;
 pub use find::{BitmapName, Found, find, find_above};
 pub use freeze::Frozen;
-pub use journal::{Doubt, Journal, JournalError};
+pub use journal::{Doubt, Journal, JournalError, JournalReport, Stage as JournalStage};
 pub use memory::{BitmapMemory, MEMORY_BYTES_MAX};
 pub use report::{BitmapReport, report};
 pub use tracker::Tracker;

@@ -1,7 +1,7 @@
 //! Nodes, with what they show as images, and the layers below them.
 
 use super::image::{ImageReport, images};
-use crate::bitmap::{self, BitmapReport};
+use crate::bitmap::{self, BitmapReport, JournalReport};
 use crate::graph::name::{Name, Text};
 use crate::graph::{Common, Control, Current, Graph};
 use crate::map::DEPTH_MAX;
@@ -35,6 +35,8 @@ pub struct NodeReport {
     pub layers: Vec<ImageReport>,
     /// Its bitmaps, the newest first.
     pub bitmaps: Vec<BitmapReport>,
+    /// What keeps them through a crash, if anything does.
+    pub journal: Option<JournalReport>,
 }
 
 /// Every node of the newest generation, the newest first; `text` writes names. Errors: the control thread's ring is gone.
@@ -76,6 +78,7 @@ fn report(
         backing: backing.map(|image| image.filename.clone()),
         layers: chain.filter_map(|id| images.get(&id).cloned()).collect(),
         bitmaps: bitmap::report(graph, id),
+        journal: node.bitmaps().journal().map(|journal| journal.report()),
     })
 }
 

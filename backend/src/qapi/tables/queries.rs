@@ -51,8 +51,25 @@ pub static BLOCK_DEVICE_INFO: Object = object(
             "dirty-bitmaps",
             Type::Array(&Type::Object(&BLOCK_DIRTY_INFO)),
         ),
+        // Ours: see the README.
+        opt("x-bitmap-journal", Type::Object(&X_BITMAP_JOURNAL_INFO)),
     ],
 );
+
+/// `XBitmapJournalInfo`, our own: what keeps a node's bitmaps through a crash.
+pub static X_BITMAP_JOURNAL_INFO: Object = object(
+    "XBitmapJournalInfo",
+    &[
+        req("path", STR),
+        req("state", Type::Enum(&X_BITMAP_JOURNAL_STATE)),
+        req("region-size", INT),
+        req("regions", INT),
+    ],
+);
+
+/// `XBitmapJournalState`, our own.
+pub static X_BITMAP_JOURNAL_STATE: Enum =
+    enumeration("XBitmapJournalState", &["at-rest", "kept", "given-up"]);
 
 /// `ImageInfo`
 pub static IMAGE_INFO: Object = object(

@@ -2,7 +2,7 @@
 
 use super::image::image_info;
 use super::{name, object};
-use blockgraph::bitmap::{BitmapReport, Keeping, State};
+use blockgraph::bitmap::{BitmapReport, JournalReport, JournalStage, Keeping, State};
 use blockgraph::driver::file::{Cache, Flushes};
 use blockgraph::graph::{Access, Activity, DetectZeroes};
 use blockgraph::report::NodeReport;
@@ -50,11 +50,26 @@ pub(in crate::qmp) fn node_info(node: &NodeReport) -> Value {
             Some(json!(node.write_threshold.cast_signed())),
         ),
         ("dirty-bitmaps", bitmaps(&node.bitmaps)),
+        ("x-bitmap-journal", node.journal.as_ref().map(journal)),
     ]);
     for limit in ["bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"] {
         info[limit] = json!(0);
     }
     info
+}
+
+/// `XBitmapJournalInfo`, our own.
+fn journal(journal: &JournalReport) -> Value {
+    json!({
+        "path": journal.path.display().to_string(),
+        "state": match journal.stage {
+            JournalStage::AtRest => "at-rest",
+            JournalStage::Kept => "kept",
+            JournalStage::GivenUp => "given-up",
+        },
+        "region-size": journal.region_bytes,
+        "regions": journal.regions,
+    })
 }
 
 /// `BlockDirtyInfo` of each; nothing where there are none.

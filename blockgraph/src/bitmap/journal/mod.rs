@@ -76,7 +76,7 @@ pub struct Journal {
 
 /// How far a journal is to be relied on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+pub enum Stage {
     /// Nothing may be written to the disk yet, or any more.
     AtRest,
     /// It is kept up.
@@ -104,7 +104,36 @@ struct State {
     grace: Option<u64>,
 }
 
+/// What a query tells of a journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JournalReport {
+    /// Where it is.
+    pub path: PathBuf,
+    /// How far it is to be relied on.
+    pub stage: Stage,
+    /// How large its regions are, in bytes.
+    pub region_bytes: u64,
+    /// How many of them may have been written in this epoch.
+    pub regions: u64,
+}
+
 impl Journal {
+    /// As it is now.
+    pub fn report(&self) -> JournalReport {
+        let words = self.covered.iter().map(|word| word.load(Ordering::Relaxed));
+        let regions = words.map(|word| u64::from(word.count_ones())).sum();
+        let stage = self.state().stage;
+        JournalReport {
+            path: self.path.clone(),
+            stage,
+            region_bytes: 1 << self.region_bits,
+            regions: match stage {
+                Stage::Kept => regions,
+                Stage::AtRest | Stage::GivenUp => 0,
+            },
+        }
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
