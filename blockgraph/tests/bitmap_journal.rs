@@ -471,3 +471,44 @@ fn flip(bytes: &mut [u8], chance: &mut Chance, within: std::ops::Range<usize>) {
     let at = within.start + chance.below((end - within.start) as u64) as usize;
     bytes[at] ^= 1 << chance.below(8);
 }
+
+/// The write is under way while its epoch ends, and power is lost after it: its bitmaps were marked after they were stored.
+#[test]
+fn an_epoch_counts_until_the_writes_that_began_in_it_have_ended() {
+    for format in [Format::Raw, Format::Qcow2] {
+        for mode in modes(3) {
+            let what = format!("{format:?} {mode:?}");
+            let disk = sim::disk(empty(format), ROOM, 1, Weather::CALM);
+            let mut stage = Stage::open(&disk, format, mode);
+            assert_eq!(stage.bench.write(stage.node, 4096, &[1; 512]), Ok(()));
+            assert!(stage.add("a", State::Recording));
+            let base = stage.bench.read(stage.node, 0, SIZE as usize);
+            let state = State::Recording;
+            let truths = BTreeMap::from([("a".to_owned(), Truth { base, state })]);
+            disk.rule(
+                Rule::every(Act::Hold)
+                    .when(|seen| seen.file == sim::FILE && seen.kind == ring::sim::Kind::Write),
+            );
+            let mem = Mem::zeroed(512).expect("memory");
+            mem.store(0, &[2; 512]);
+            let write = Kind::Write(Durability::Cached);
+            let started = stage
+                .bench
+                .start(stage.node, write, span(4096, 512), &mem, 1);
+            assert_eq!(started, Started::Pending, "{what}");
+            let mut ends = Vec::new();
+            stage.bench.pump(&mut ends);
+            assert!(ends.is_empty() && !disk.held().is_empty(), "{what}");
+            stage.look();
+            disk.clear_rules();
+            disk.release_all();
+            assert_eq!(stage.bench.wait(), (1, Ok(())), "{what}");
+            let flushed = stage.bench.plain(stage.node, Kind::Flush, span(0, 0));
+            assert_eq!(flushed, Ok(()), "{what}");
+            check(disk.crash(1), format, &truths, &what);
+            stage.look();
+            let spare = check(disk.crash(2), format, &truths, &what);
+            assert_eq!(spare, 0, "{what}: the epoch has ended");
+        }
+    }
+}

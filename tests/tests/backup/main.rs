@@ -12,6 +12,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use tests::client::blk::{OK, Request};
 use tests::client::guest::{Guest, Setup};
 use tests::daemon::{Daemon, Kind};
@@ -20,6 +21,7 @@ use tests::qemu_img;
 const SECTOR: usize = 512;
 const DISK_BYTES: usize = 24 << 20;
 const WRITE_BYTES: usize = 2048;
+const RELEASE_LIMIT: Duration = Duration::from_secs(10);
 
 /// A daemon with one disk, served to a guest.
 struct Stage {
@@ -33,16 +35,28 @@ impl Stage {
         if !image.exists() {
             qemu_img::create(&image, DISK_BYTES as u64);
         }
+        Stage::with(kind, dir, "driver=qcow2", &image)
+    }
+
+    /// With a disk in that file, as `options` say.
+    fn with(kind: Kind, dir: &Path, options: &str, image: &Path) -> Stage {
         let blockdev = format!(
-            "driver=qcow2,node-name=disk,file.driver=file,file.filename={}",
+            "{options},node-name=disk,file.driver=file,file.filename={}",
             image.display()
         );
         let export = "type=vhost-user-blk,id=guest,node-name=disk,writable=on,addr.type=unix,addr.path=DIR/guest.sock";
         let words = ["--blockdev", &blockdev, "--export", export];
-        let daemon = Daemon::with_monitor(kind, &words).unwrap();
-        Stage {
-            dir: dir.to_owned(),
-            daemon,
+        let until = Instant::now() + RELEASE_LIMIT;
+        loop {
+            match Daemon::with_monitor(kind, &words) {
+                Ok(daemon) => {
+                    let dir = dir.to_owned();
+                    return Stage { dir, daemon };
+                }
+                // The kernel lets go of the files of a process that was killed, and of their locks, when it comes to it.
+                Err(error) if error.to_string().contains("lock") && Instant::now() < until => {}
+                Err(error) => panic!("{error}"),
+            }
         }
     }
 
