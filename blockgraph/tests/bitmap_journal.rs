@@ -252,7 +252,7 @@ fn write_through_crashes(
     while ends.is_empty() && !matches!(started, Started::Done(_)) {
         stage.bench.turns(1, &mut ends);
         turns += 1;
-        if (at / SECTOR + turns) % 5 == 0 && crashes < 3 {
+        if (at / SECTOR + turns).is_multiple_of(5) && crashes < 3 {
             crashes += 1;
             look(disk.crash(at + turns));
         }

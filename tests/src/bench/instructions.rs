@@ -29,12 +29,13 @@ const DISK_BYTES: u64 = 1 << 20;
 pub const REFUSE_IO_URING: &str = "--refuse-io-uring";
 
 /// What is measured.
-pub const SUBJECTS: [&str; 10] = [
+pub const SUBJECTS: [&str; 11] = [
     "null",
     "page-cache",
     "page-cache-write",
     "copied-write",
     "bitmaps-write",
+    "journal-write",
     "qcow2",
     "qcow2-write",
     "chain-1",
@@ -88,6 +89,14 @@ impl Subject {
                 bitmaps: BITMAPS,
                 ..plain(Node::File(filled_file(dir.path(), DISK_BYTES)?)).writing()
             },
+            "journal-write" => {
+                let file = filled_file(dir.path(), DISK_BYTES)?;
+                let node = super::rows::journaled(&file, "");
+                Subject {
+                    bitmaps: 1,
+                    ..plain(node).writing()
+                }
+            }
             "qcow2" => on_qcow2()?,
             "qcow2-write" => on_qcow2()?.writing(),
             "chain-1" => chain(1)?,

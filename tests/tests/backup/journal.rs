@@ -443,7 +443,10 @@ fn the_backup_after_a_killed_daemon_is_an_increment_where_there_is_a_journal() {
             writer.await_write(writer.done() + 100);
             next = writer.stop() + 1;
             let mut guest = Guest::start(&socket, Setup::default()).unwrap();
-            assert_eq!(guest.run(0, &Request::bare(kind::FLUSH)).unwrap().status, OK);
+            assert_eq!(
+                guest.run(0, &Request::bare(kind::FLUSH)).unwrap().status,
+                OK
+            );
             let backups = stage.backups();
             // As by `kill -9` for the first time, in an orderly way after that.
             match number {

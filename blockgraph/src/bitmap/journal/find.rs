@@ -284,12 +284,7 @@ fn spans_of(map: &Map, whole: Span) -> impl Iterator<Item = Span> {
     let last = MAP_WORDS as u64 * 64 - 1;
     let bits = map.region_bits;
     let is_set = |region: &u64| map.words[(region / 64) as usize] >> (region % 64) & 1 == 1;
-    let at = move |region: u64| {
-        region
-            .checked_mul(1 << bits)
-            .unwrap_or(u64::MAX)
-            .min(whole.len)
-    };
+    let at = move |region: u64| region.saturating_mul(1 << bits).min(whole.len);
     (0..=last).filter(is_set).map(move |region| {
         let end = if region == last {
             whole.len

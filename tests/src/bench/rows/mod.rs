@@ -11,6 +11,7 @@ pub(super) use filters::{FAR_GROUP, copied, four_filters};
 pub use idle::{Idle, idle};
 pub(super) use images::converted;
 pub(super) use qcow2::{LONG_CHAIN, on_file, overlaid};
+pub(super) use recorded::journaled;
 
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -22,6 +22,9 @@ pub(super) const ROWS: &[Named] = &[
     ("8 bitmaps, direct 4k randwrite QD32, one CPU", |_| {
         bitmaps()
     }),
+    ("bitmap journal, direct 4k randwrite QD32, one CPU", |_| {
+        journal()
+    }),
     (
         "idle copy-before-write, direct 4k randwrite QD32, one CPU",
         |_| idle_copies(),
@@ -68,6 +71,39 @@ fn bitmaps() -> io::Result<Plan> {
         entry(ours, "virtioblkd, 8 bitmaps", BITMAPS)?,
         entry(qsd, "QSD, none", 0)?,
         entry(qsd, "QSD, 8 bitmaps", BITMAPS)?,
+    ];
+    Ok(plan(dir, contenders, 1.05))
+}
+
+/// A raw disk with a journal beside it. What is measured is what comes after the first write to each region.
+pub(in crate::bench) fn journaled(file: &Path, file_options: &str) -> Node {
+    let path = file.display();
+    Node::Graph(vec![
+        format!("driver=file,node-name=f0,filename={path}{file_options}"),
+        format!("driver=raw,node-name=n0,file=f0,x-bitmap-journal={path}.journal"),
+    ])
+}
+
+fn journal() -> io::Result<Plan> {
+    let dir = TempDir::new()?;
+    let entry = |make: Make, name: &'static str, keeps: bool| -> io::Result<Contender> {
+        let file = disk(dir.path(), name)?;
+        let bitmap = json!({"node": "n0", "name": "b", "persistent": keeps});
+        let orders = Orders {
+            monitor: file.with_file_name("monitor"),
+            commands: vec![("block-dirty-bitmap-add", bitmap)],
+        };
+        let (node, options) = match keeps {
+            true => (journaled(&file, &format!(",{DIRECT_URING}")), ""),
+            false => (Node::File(file), DIRECT_URING),
+        };
+        let contender = make(name, node, options, 1);
+        Ok(contender.told(orders).touched(every_cluster()))
+    };
+    let contenders = vec![
+        entry(ours, "virtioblkd, a bitmap", false)?,
+        entry(ours, "virtioblkd, a bitmap with a journal", true)?,
+        entry(qsd, "QSD, a bitmap", false)?,
     ];
     Ok(plan(dir, contenders, 1.05))
 }
