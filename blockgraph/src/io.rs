@@ -178,6 +178,7 @@ impl Io {
         for _ in 0..crate::map::DEPTH_MAX {
             let node = self.node(id)?;
             check_writes(&node.common())?;
+            node.bitmaps().say_a_word(self).await;
             match node.body() {
                 Body::Driver(driver) => {
                     return driver.truncate(&self.at(id), size_bytes, how).await;
@@ -245,6 +246,9 @@ impl Io {
             true => node.bitmaps().cover(self, request.span).await?,
             false => None,
         };
+        if request.kind == Kind::Flush {
+            node.bitmaps().say_a_word(self).await;
+        }
         let _marks = request.kind.writes().then(|| MarkAtEnd {
             tracker: node.bitmaps(),
             span: request.span,

@@ -4,9 +4,10 @@
 
 use super::executor::Daemon;
 use crate::process::error_text;
-use blockgraph::driver::qcow2::format::snapshot_table::{NO_ICOUNT, Taken};
+use blockgraph::driver::qcow2::format::snapshot_table::{NO_ICOUNT, Snapshot, Taken};
 use blockgraph::driver::qcow2::snapshot::{NewSnapshot, SnapshotFailure};
-use blockgraph::graph::{Access, Body};
+use blockgraph::graph::{Access, Body, journals};
+use blockgraph::report::SnapshotReport;
 use blockgraph::{Driver, Io, NodeId};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -91,20 +92,75 @@ impl Daemon {
         }
     }
 
+    /// Forgets what was kept, by its id, its name or both, and says what it was. Errors: in QSD's words; nothing has changed then.
+    pub(crate) fn delete_internal(
+        &mut self,
+        device: &str,
+        id: Option<&str>,
+        name: Option<&str>,
+    ) -> Result<SnapshotReport, String> {
+        let node = self.lookup(device)?;
+        let graph = self.kept_graph();
+        if !graph.is_root(node) {
+            return Err("Need a root block node".to_owned());
+        }
+        self.check_free(device)?;
+        if (id, name) == (None, None) {
+            return Err("Name or id must be provided".to_owned());
+        }
+        let image = graph.skip_filters(node);
+        let driver = match graph.node(image).map(|node| node.body()) {
+            Some(Body::Driver(driver)) if driver.as_qcow2().is_some() => driver.clone(),
+            _ => return Err("Failed to get a snapshot list: Operation not supported".to_owned()),
+        };
+        let access = graph.node(node).map(|node| node.common().access);
+        drop(graph);
+        let all = self.snapshots_of(image, &driver)?;
+        let is_it = |one: &&Snapshot| {
+            id.is_none_or(|id| one.id == id.as_bytes())
+                && name.is_none_or(|name| one.name == name.as_bytes())
+        };
+        let found = all.iter().find(is_it).ok_or_else(|| {
+            let (id, name) = (id.unwrap_or("null"), name.unwrap_or("null"));
+            format!("Snapshot with id '{id}' and name '{name}' does not exist on device '{device}'")
+        })?;
+        if access == Some(Access::ReadOnly) {
+            return Err(format!("Device '{device}' is read only"));
+        }
+        let found = SnapshotReport::of(found);
+        let which = found.id.clone();
+        let deleted = self.on_image(image, driver, async move |driver, io| {
+            match driver.as_qcow2() {
+                Some(image) => image.delete_snapshot(&io, &which).await,
+                None => Err(SnapshotFailure::NotFound),
+            }
+        })?;
+        deleted.map_err(|error| error.to_string())?;
+        Ok(found)
+    }
+
     fn has_snapshot(
         &mut self,
         image: NodeId,
         driver: &Arc<dyn Driver>,
         name: &str,
     ) -> Result<bool, String> {
+        let all = self.snapshots_of(image, driver)?;
+        Ok(all.iter().any(|one| one.name == name.as_bytes()))
+    }
+
+    fn snapshots_of(
+        &mut self,
+        image: NodeId,
+        driver: &Arc<dyn Driver>,
+    ) -> Result<Vec<Snapshot>, String> {
         let all = self.on_image(image, driver.clone(), async |driver, io| {
             match driver.as_qcow2() {
                 Some(image) => image.snapshots(&io).await,
                 None => Ok(Vec::new()),
             }
         })?;
-        let all = all.map_err(|error| error.to_string())?;
-        Ok(all.iter().any(|one| one.name == name.as_bytes()))
+        all.map_err(|error| error.to_string())
     }
 
     /// Does something with an image, on this thread.
@@ -115,9 +171,11 @@ impl Daemon {
         work: impl FnOnce(Arc<dyn Driver>, Io) -> F + 'static,
     ) -> Result<T, String> {
         let graph = self.kept_graph();
-        let done = self
-            .control
-            .run(&graph, image, move |io| work(driver, io.at(image)));
+        let change = move |io: Io| async move {
+            journals::before_change(&io).await;
+            work(driver, io.at(image)).await
+        };
+        let done = self.control.run(&graph, image, change);
         done.map_err(|error| error_text(&error))
     }
 }
@@ -128,7 +186,8 @@ fn now() -> Taken {
     Taken {
         sec: u32::try_from(since.as_secs()).unwrap_or(u32::MAX),
         nsec: since.subsec_nanos(),
-        vm_clock_ns: 0,
+        // There is no machine here whose clock this could be; QSD has the time of day.
+        vm_clock_ns: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
         icount: NO_ICOUNT,
     }
 }

@@ -137,6 +137,7 @@ impl BitmapAdmin<'_> {
         };
         let name = name.as_bytes().to_vec();
         let work = move |io: crate::io::Io| async move {
+            journals::before_change(&io).await;
             match driver.as_qcow2() {
                 Some(image) => image.remove_bitmap(&io, &name).await,
                 None => Ok(()),

@@ -78,6 +78,13 @@ impl Tracker {
         journal.is_none_or(|journal| journal.covers(span))
     }
 
+    /// What is in memory of an image is about to be written to its file.
+    pub(crate) async fn say_a_word(&self, io: &Io) {
+        if let Some(journal) = self.shared.journal.as_ref() {
+            journal.say_a_word(io).await;
+        }
+    }
+
     /// Has the journal say so, if there is one. Errors: see [`Journal::cover`].
     pub(crate) async fn cover(&self, io: &Io, span: Span) -> Result<Option<Covering<'_>>, Errno> {
         match &self.shared.journal {

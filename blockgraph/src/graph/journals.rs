@@ -147,6 +147,13 @@ pub(super) async fn end(io: &Io, node: &Node) {
     journal.unlock();
 }
 
+/// Something other than a request is about to change the file of the node that `io` is at.
+pub async fn before_change(io: &Io) {
+    if let Some(node) = io.graph().node(io.here()) {
+        node.bitmaps().say_a_word(io).await;
+    }
+}
+
 /// Has the journal of a node, if there is one, say what its bitmaps say now: what a crash would leave is that from here on.
 ///
 /// # Errors

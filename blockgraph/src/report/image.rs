@@ -211,7 +211,7 @@ async fn add_qcow2(io: &Io, image: &Qcow2, report: &mut ImageReport) {
     let header = image.header();
     let snapshots = image.snapshots(io).await.unwrap_or_default();
     let bitmaps = image.bitmaps();
-    report.snapshots = snapshots.iter().map(snapshot).collect();
+    report.snapshots = snapshots.iter().map(SnapshotReport::of).collect();
     report.storage = Some(StorageReport {
         cluster_bytes: Some(header.cluster_bytes()),
         is_dirty: header.incompatible.dirty,
@@ -250,17 +250,20 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn snapshot(snapshot: &Snapshot) -> SnapshotReport {
-    use crate::driver::qcow2::format::snapshot_table::NO_ICOUNT;
-    let taken = &snapshot.taken;
-    SnapshotReport {
-        id: text(&snapshot.id),
-        name: text(&snapshot.name),
-        vm_state_bytes: snapshot.vm_state_bytes,
-        taken_s: taken.sec,
-        taken_ns: taken.nsec,
-        vm_clock_ns: taken.vm_clock_ns,
-        icount: Some(taken.icount).filter(|count| *count != NO_ICOUNT),
+impl SnapshotReport {
+    /// What there is to say about one.
+    pub fn of(snapshot: &Snapshot) -> SnapshotReport {
+        use crate::driver::qcow2::format::snapshot_table::NO_ICOUNT;
+        let taken = &snapshot.taken;
+        SnapshotReport {
+            id: text(&snapshot.id),
+            name: text(&snapshot.name),
+            vm_state_bytes: snapshot.vm_state_bytes,
+            taken_s: taken.sec,
+            taken_ns: taken.nsec,
+            vm_clock_ns: taken.vm_clock_ns,
+            icount: Some(taken.icount).filter(|count| *count != NO_ICOUNT),
+        }
     }
 }
 

@@ -270,7 +270,8 @@ fn tell(kind: Kind, (head, lines): &Story) -> Told {
             };
             let said = said.unwrap_or_else(Value::String);
             let said = said.to_string().replace(&here, "@DIR@");
-            told.replies.push((line.to_string(), names_aside(&said)));
+            told.replies
+                .push((line.to_string(), times_aside(names_aside(&said))));
         }
     }
     // Whatever is still on its way.
@@ -327,6 +328,19 @@ fn what_stands_on_what(nodes: &Value) -> Value {
         .collect();
     plain.sort_by_key(Value::to_string);
     Value::Array(plain)
+}
+
+/// When a snapshot was taken is a matter of time; that both its clocks say the same is not.
+fn times_aside(mut said: Value) -> Value {
+    if let Some(members) = said.as_object_mut()
+        && let Some(date) = members.remove("date-sec")
+    {
+        let clock = members.remove("vm-clock-sec");
+        members.insert("same-clock".to_owned(), (clock == Some(date)).into());
+        members.remove("date-nsec");
+        members.remove("vm-clock-nsec");
+    }
+    said
 }
 
 /// Generated names mean nothing.

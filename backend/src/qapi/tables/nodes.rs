@@ -485,6 +485,12 @@ pub static BLOCKDEV_SNAPSHOT_INTERNAL: Object = object(
     &[req("device", STR), req("name", STR)],
 );
 
+/// Arguments of `blockdev-snapshot-delete-internal-sync`.
+pub static BLOCKDEV_SNAPSHOT_DELETE_INTERNAL_SYNC_ARG: Object = object(
+    "q_obj_blockdev-snapshot-delete-internal-sync-arg",
+    &[req("device", STR), opt("id", STR), opt("name", STR)],
+);
+
 /// `NewImageMode`
 pub static NEW_IMAGE_MODE: Enum = enumeration("NewImageMode", &["existing", "absolute-paths"]);
 

@@ -4,10 +4,14 @@ use super::transaction::internal_snapshot;
 use super::{Command, NOTHING, command, done};
 use crate::cli::{self, Object, Refusal};
 use crate::daemon::{Completion, NewImage, SnapshotSync};
+use crate::qapi::Type;
 use crate::qapi::tables::nodes::{
     BLOCK_RESIZE_ARG, BLOCK_SET_WRITE_THRESHOLD_ARG, BLOCKDEV_REOPEN_ARG, BLOCKDEV_SET_ACTIVE_ARG,
-    BLOCKDEV_SNAPSHOT, BLOCKDEV_SNAPSHOT_INTERNAL, BLOCKDEV_SNAPSHOT_SYNC, CHANGE_BACKING_FILE_ARG,
+    BLOCKDEV_SNAPSHOT, BLOCKDEV_SNAPSHOT_DELETE_INTERNAL_SYNC_ARG, BLOCKDEV_SNAPSHOT_INTERNAL,
+    BLOCKDEV_SNAPSHOT_SYNC, CHANGE_BACKING_FILE_ARG,
 };
+use crate::qapi::tables::queries::SNAPSHOT_INFO;
+use crate::qmp::show;
 use crate::qmp::{Context, QmpError};
 use blockgraph::graph::Activity;
 use serde_json::Value;
@@ -36,6 +40,12 @@ pub(super) static COMMANDS: &[Command] = &[
         &BLOCKDEV_SNAPSHOT_INTERNAL,
         NOTHING,
         snapshot_internal,
+    ),
+    command(
+        "blockdev-snapshot-delete-internal-sync",
+        &BLOCKDEV_SNAPSHOT_DELETE_INTERNAL_SYNC_ARG,
+        Type::Object(&SNAPSHOT_INFO),
+        delete_internal,
     ),
     command(
         "blockdev-set-active",
@@ -76,6 +86,15 @@ fn snapshot_internal(context: &mut Context<'_>, mut arguments: Object) -> Result
         .daemon
         .transaction(vec![action], Completion::Individual)?;
     done()
+}
+
+fn delete_internal(context: &mut Context<'_>, mut arguments: Object) -> Result<Value, QmpError> {
+    let device = arguments.required_string("device")?;
+    let (id, name) = (arguments.string("id")?, arguments.string("name")?);
+    let deleted = context
+        .daemon
+        .delete_internal(&device, id.as_deref(), name.as_deref())?;
+    Ok(show::snapshot(&deleted))
 }
 
 /// What `blockdev-snapshot-sync` is asked for.

@@ -40,7 +40,8 @@ fn layer_info(image: &ImageReport, below: Option<Value>) -> Value {
     ])
 }
 
-fn snapshot(snapshot: &SnapshotReport) -> Value {
+/// `SnapshotInfo`
+pub(in crate::qmp) fn snapshot(snapshot: &SnapshotReport) -> Value {
     const NS_PER_S: u64 = 1_000_000_000;
     object([
         ("id", Some(json!(snapshot.id))),

@@ -11,6 +11,7 @@ pub(super) mod stats;
 
 pub(super) use drains::drains;
 pub(super) use graph::block_graph;
+pub(super) use image::snapshot;
 pub(super) use node::node_info;
 
 use serde_json::{Map, Value};

@@ -207,12 +207,17 @@ impl Journal {
             Phase::Clean if !is_home => None,
             Phase::Clean => (changed_ns != header.changed_ns).then_some(Doubt::WrittenSince),
             Phase::InUse => {
-                let last = header.written_ns.max(map_date_ns);
-                let until = last.saturating_add(EPOCH.as_nanos() as u64 + SLACK_NS);
-                (changed_ns > until).then_some(Doubt::WrittenSince)
+                let last_word_ns = header.written_ns.max(map_date_ns);
+                is_anothers(changed_ns, last_word_ns).then_some(Doubt::WrittenSince)
             }
         }
     }
+}
+
+/// Was a disk that was changed then changed by somebody who did not keep the journal? Its own writer says another word before it
+/// writes for longer than an epoch.
+fn is_anothers(changed_ns: u64, last_word_ns: u64) -> bool {
+    changed_ns > last_word_ns.saturating_add(EPOCH.as_nanos() as u64 + SLACK_NS)
 }
 
 /// Where both are known they are the same.
@@ -296,4 +301,44 @@ fn spans_of(map: &Map, whole: Span) -> impl Iterator<Item = Span> {
             len: end - at(region),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::format::Home;
+    use super::*;
+
+    #[test]
+    fn a_disk_changed_a_minute_after_the_last_word_was_changed_by_somebody_else() {
+        let minute = 60_000_000_000;
+        for (changed, anothers) in [(0, false), (7 + minute, false), (8 + minute, true)] {
+            assert_eq!(is_anothers(changed, 7), anothers, "{changed}");
+        }
+        assert!(!is_anothers(u64::MAX, u64::MAX - 1));
+    }
+
+    #[test]
+    fn a_file_of_another_inode_or_birth_is_another_disk_and_what_nobody_knows_is_none() {
+        let was = Subject {
+            home: Home::Journal,
+            inode: 5,
+            born_ns: 9,
+            offset_bytes: 512,
+        };
+        let others = [
+            Subject { inode: 6, ..was },
+            Subject { born_ns: 8, ..was },
+            Subject {
+                offset_bytes: 0,
+                ..was
+            },
+            Subject {
+                home: Home::Image,
+                ..was
+            },
+        ];
+        assert!(others.iter().all(|other| !is_same(&was, other)));
+        let unknown = [Subject { inode: 0, ..was }, Subject { born_ns: 0, ..was }];
+        assert!(unknown.iter().all(|other| is_same(&was, other)));
+    }
 }

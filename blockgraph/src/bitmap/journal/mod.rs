@@ -37,6 +37,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How long an epoch lasts once something was written in it.
 const EPOCH: Duration = Duration::from_secs(30);
+/// A journal whose last word is older than this says another before the disk is changed.
+const WORD: Duration = Duration::from_secs(15);
 /// No region is smaller than this, nor larger where there would be fewer than [`REGIONS_GOAL`].
 const REGION_BITS_MIN: u32 = 16;
 /// Of small disks there are so many regions.
@@ -102,6 +104,8 @@ struct State {
     since: Option<Instant>,
     /// What has to pass before the epoch before is over.
     grace: Option<u64>,
+    /// When a header or a map was written last.
+    dated: Option<Instant>,
 }
 
 /// What a query tells of a journal.

@@ -158,6 +158,7 @@ impl Journal {
                 wanted: Vec::new(),
                 since: None,
                 grace: None,
+                dated: None,
             }),
             mapping: Holds::default(),
             storing: Holds::default(),

@@ -4,7 +4,7 @@
 //! served write counts as under way in its epoch from before it asks until its bitmaps are marked.
 
 use super::format::{MAP_WORDS, Map, REGIONS_MAX, map_at};
-use super::{Journal, Stage, date_ns};
+use super::{Journal, Stage, WORD, date_ns};
 use crate::io::Io;
 use crate::node::Outcome;
 use crate::notice::Notice;
@@ -43,6 +43,25 @@ impl Journal {
             }
             drop(covering);
             self.write_map(io, self.regions_of(span)).await?;
+        }
+    }
+
+    /// The disk's file is about to be changed, though nothing in the disk is: an image writes what it has in memory. That must not look
+    /// like somebody else's doing after a crash.
+    pub(crate) async fn say_a_word(&self, io: &Io) {
+        let is_due = {
+            let state = self.state();
+            let is_old = state.dated.is_none_or(|dated| dated.elapsed() >= WORD);
+            state.stage == Stage::Kept && is_old
+        };
+        if is_due {
+            let _turn = self.mapping.hold(super::store::ONE).await;
+            let map = self.next_map();
+            match self.put_map(io, &map).await {
+                Ok(()) => self.take_over(io, &map),
+                // It is believed less than it could be, and that is all.
+                Err(errno) => tracing::warn!("bitmap journal {}: {errno}", self.path.display()),
+            }
         }
     }
 
@@ -112,7 +131,9 @@ impl Journal {
             at: map_at(map.epoch),
             durability: Durability::Through,
         };
-        io.file(op, mem).await
+        io.file(op, mem).await?;
+        self.state().dated = Some(Instant::now());
+        Ok(())
     }
 
     fn take_over(&self, io: &Io, map: &Map) {

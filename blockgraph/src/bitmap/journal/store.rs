@@ -224,7 +224,9 @@ impl Journal {
             at: header_at(sequence),
             durability: Durability::Through,
         };
-        io.file(op, mem).await
+        io.file(op, mem).await?;
+        self.state().dated = Some(Instant::now());
+        Ok(())
     }
 
     async fn put_bytes(&self, io: &Io, at: u64, bytes: &[u8]) -> Outcome {
