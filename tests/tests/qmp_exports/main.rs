@@ -11,6 +11,7 @@ mod forms;
 mod front_ends;
 mod live;
 mod nbd;
+mod pivot;
 mod resized;
 mod schema;
 mod stuck;

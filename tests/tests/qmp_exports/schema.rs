@@ -13,7 +13,7 @@ const OURS: &[&str] = &[
     "block-latency-histogram-set",
     "query-blockstats()[].driver-specific.driver=x-delay",
     "query-blockstats()[].stats.x-in-flight",
-    "query-named-block-nodes()[].x-bitmap-journal",
+    "query-block()[].inserted.x-bitmap-journal",
     "x-debug-query-block-graph().x-drains",
     "blockdev-add.driver=x-delay",
     "blockdev-add<qcow2>.x-snapshot",

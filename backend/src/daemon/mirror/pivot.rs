@@ -234,12 +234,24 @@ impl Finish for Pivot {
         }
     }
 
+    /// Exports name the place where they are, and two places cannot become one: the job stays ready, for when one of the exports
+    /// is gone.
     fn may_complete(&self, daemon: &Daemon) -> Result<(), String> {
-        match &self.place {
-            Place::Node(name) if daemon.current.get().find(name).is_none() => {
-                Err(format!("Node name '{name}' not found"))
-            }
-            _ => Ok(()),
+        let graph = daemon.current.get();
+        let replaced = match &self.place {
+            Place::Node(name) => match graph.find(name) {
+                Some(node) => Some(node),
+                None => return Err(format!("Node name '{name}' not found")),
+            },
+            Place::Chain | Place::Source => graph.find(&self.grip.filter),
+        };
+        let is_shown = |node: Option<NodeId>| {
+            let mut exports = daemon.exports.iter();
+            node.is_some_and(|node| exports.any(|export| export.node() == node))
+        };
+        match self.pivots && is_shown(replaced) && is_shown(graph.find(&self.grip.base)) {
+            true => Err(format!("Node {} is in use", self.grip.base)),
+            false => Ok(()),
         }
     }
 
