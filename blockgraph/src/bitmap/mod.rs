@@ -30,5 +30,5 @@ pub use tracker::Tracker;
 pub use undo::Saved;
 
 pub(crate) use find::check_changeable;
-pub(crate) use journal::{Beside, Found as FoundInJournal, Use, open as open_journal};
+pub(crate) use journal::{Beside, Found as FoundInJournal, JournalFile, Use, open as open_journal};
 pub(crate) use tracker::MarkAtEnd;

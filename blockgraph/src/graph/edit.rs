@@ -601,9 +601,13 @@ impl Leaving {
     fn let_go(&self) {
         let mut graph = self.current.get().kept();
         let nodes = self.nodes.iter().filter_map(|id| self.before.node(*id));
+        // A node that took over another's journal has its file.
+        let known: BTreeSet<_> = graph.files().map(|file| file.id()).collect();
+        let files = nodes.flat_map(Node::files);
+        let files = files.filter(|file| !known.contains(&file.id()));
         graph.gone.prune(self.current.oldest());
         let since = graph.generation() + 1;
-        graph.gone.add(since, nodes.flat_map(Node::files));
+        graph.gone.add(since, files);
         graph.users.forget(&graph);
         self.current.publish(graph);
         // Threads that sleep have the files open until they look.

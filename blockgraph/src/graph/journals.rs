@@ -6,8 +6,8 @@
 use super::open::DriverSpec;
 use super::{Activity, Control, Current, Graph, Node, Role, Shape};
 use crate::bitmap::{
-    Beside, BitmapError, DirtyBitmap, Doubt, FoundInJournal, Journal, JournalError, Keeping, State,
-    Use, open_journal,
+    Beside, BitmapError, DirtyBitmap, Doubt, FoundInJournal, Journal, JournalError, JournalFile,
+    Keeping, State, Use, open_journal,
 };
 use crate::io::Io;
 use crate::map::DEPTH_MAX;
@@ -69,11 +69,11 @@ pub(super) fn new_journal(
         DriverSpec::Raw { window, .. } => Beside::Raw(window.offset_bytes),
         _ => Beside::Image,
     };
-    let file = match control.resources.journal(path) {
-        Some(file) => Some(file),
-        None => open_journal(graph.new_file_id(), path, wanted)?.map(Arc::new),
-    };
     let disk = storage_of(shape).and_then(|below| file_of(graph, below));
+    let file = match control.resources.journal(path) {
+        Some(file) => Some(JournalFile::given(file)),
+        None => open_journal(graph.new_file_id(), path, disk.as_deref(), wanted)?,
+    };
     let journal = |file| Arc::new(Journal::new(file, path.clone(), &beside, disk, size_bytes));
     Ok(file.map(journal))
 }

@@ -378,19 +378,27 @@ fn a_disk_that_is_read_only_for_a_while_has_its_bitmaps_through_a_crash_and_othe
             .succeed("block-export-del", json!({"id": "guest", "mode": "hard"}));
         disk.reopen(&daemon, true);
         disk.reopen(&daemon, false);
+        // And once more as it is: an image gets another body then, and keeps its journal.
+        disk.reopen(&daemon, false);
+        let socket = daemon.directory().join("guest.sock");
+        let export = json!({
+            "type": "vhost-user-blk", "id": "guest", "node-name": "disk", "writable": true,
+            "addr": {"type": "unix", "path": socket},
+        });
+        daemon.qmp().unwrap().succeed("block-export-add", export);
+        write_once(&daemon, 9000);
         let node = disk.shown(&daemon);
         assert_eq!(node["x-bitmap-journal"]["state"], "kept", "{node:#}");
         assert_eq!(node["dirty-bitmaps"][0]["recording"], true, "{node:#}");
         drop(daemon);
         let daemon = disk.serve();
-        assert_eq!(disk.sha256(&daemon), said, "{format:?}");
         write_once(&daemon, 5000);
         drop(daemon);
 
         let daemon = disk.serve();
         let counts = disk.check(&daemon, "after all");
         // What was written last is dirty by its region.
-        assert_eq!(counts, [2 * (64 << 10)], "{format:?}");
+        assert_eq!(counts, [3 * (64 << 10)], "{format:?}");
         daemon
             .qmp()
             .unwrap()
@@ -456,4 +464,44 @@ fn the_backup_after_a_killed_daemon_is_an_increment_where_there_is_a_journal() {
             assert!(restored(&backups, number) < next, "{options}");
         }
     }
+}
+
+/// A disk of zeroes looks like a journal that was never written.
+#[test]
+fn what_is_no_journal_is_never_written_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    for name in ["disk", "other"] {
+        let file = std::fs::File::create(path(name)).unwrap();
+        file.set_len(1 << 20).unwrap();
+    }
+    std::fs::write(path("text"), "a list of things\n").unwrap();
+    let node = |journal: &str| {
+        format!(
+            "driver=raw,node-name=disk,file.driver=file,file.filename={},x-bitmap-journal={journal}",
+            path("disk")
+        )
+    };
+    for name in ["disk", "other", "text"] {
+        let before = std::fs::read(path(name)).unwrap();
+        let node = node(&path(name));
+        let refused = Daemon::with_monitor(Kind::Virtioblkd, &["--blockdev", &node]);
+        let said = refused.unwrap_err().to_string();
+        assert!(said.contains("is not a bitmap journal"), "{said}");
+        assert!(std::fs::read(path(name)).unwrap() == before, "{name}");
+    }
+    let nowhere = node(&path("nowhere/journal"));
+    let refused = Daemon::with_monitor(Kind::Virtioblkd, &["--blockdev", &nowhere]);
+    let said = refused.unwrap_err().to_string();
+    assert!(said.contains("No such file or directory"), "{said}");
+    let good = node(&path("journal"));
+    let first = Daemon::with_monitor(Kind::Virtioblkd, &["--blockdev", &good]).unwrap();
+    let also = good.replace("/disk,", "/other,");
+    let refused = Daemon::with_monitor(Kind::Virtioblkd, &["--blockdev", &also]);
+    let said = refused.unwrap_err().to_string();
+    assert!(said.contains("in use by another node or process"), "{said}");
+    assert_eq!(first.stop().unwrap(), "");
+    // It is of another disk, and has no bitmaps of that: nothing to doubt.
+    let second = Daemon::with_monitor(Kind::Virtioblkd, &["--blockdev", &also]).unwrap();
+    assert_eq!(second.stop().unwrap(), "");
 }

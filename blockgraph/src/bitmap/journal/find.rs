@@ -84,11 +84,7 @@ impl Journal {
         let maps = maps.map(|block| Map::decode(&block));
         {
             let mut state = self.state();
-            let epochs = maps.iter().filter_map(|map| match map {
-                Block::Whole(map) => Some(map.epoch),
-                _ => None,
-            });
-            state.epoch = epochs.chain([header.from_epoch + 1]).max().unwrap_or(0);
+            state.epoch = header.from_epoch + 1;
             state.from_epoch = header.from_epoch;
             state.sequence = header.sequence;
             state.content = content;
@@ -116,6 +112,13 @@ impl Journal {
         JournalError::Damaged(self.path.clone())
     }
 
+    /// A journal is no longer than its headers before one of them was written. What is longer and has none is somebody's, and be it
+    /// nothing but zeroes.
+    fn is_new(&self) -> bool {
+        self.len_bytes
+            .is_none_or(|len| len <= 2 * BLOCK_BYTES as u64)
+    }
+
     /// The newest that is whole; `None` for a journal that was never written.
     async fn read_headers(&self, io: &Io) -> Result<Option<Header>, JournalError> {
         let mut found: Option<Header> = None;
@@ -134,7 +137,7 @@ impl Journal {
         }
         match (found, unwritten, torn) {
             // With the very first header, should that be torn, nothing was said yet.
-            (None, 2, _) | (None, 1, 1) => Ok(None),
+            (None, 2, _) | (None, 1, 1) if self.is_new() => Ok(None),
             (None, _, 2) => Err(self.damaged()),
             (None, _, _) => Err(JournalError::NotOne(self.path.clone())),
             (Some(header), _, _)
@@ -235,9 +238,9 @@ fn regions_of(header: &Header, maps: [Block<Map>; 2]) -> Regions {
     for map in maps {
         match map {
             Block::Unwritten => {}
-            Block::Other => return Regions::All,
-            Block::Whole(map) if map.epoch >= header.from_epoch => counting.push(map),
-            Block::Whole(_) => {}
+            Block::Whole(map) if map.epoch < header.from_epoch => {}
+            Block::Whole(map) if map.epoch <= header.from_epoch + 1 => counting.push(map),
+            Block::Whole(_) | Block::Other => return Regions::All,
         }
     }
     Regions::Some(counting)

@@ -22,7 +22,7 @@ mod store;
 pub use find::Doubt;
 pub(crate) use find::Found;
 pub use open::JournalError;
-pub(crate) use open::{Use, open};
+pub(crate) use open::{JournalFile, Use, open};
 pub(crate) use regions::Covering;
 
 use crate::hold::Holds;
@@ -59,6 +59,9 @@ pub(crate) enum Beside {
 #[derive(Debug)]
 pub struct Journal {
     file: Arc<File>,
+    /// How long the file was when it was opened; `None` where nobody knows.
+    len_bytes: Option<u64>,
+    used: Use,
     path: PathBuf,
     home: Home,
     offset_bytes: u64,
@@ -141,6 +144,11 @@ impl Journal {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Can it be kept up, or only looked at?
+    pub(crate) fn may_be_kept(&self) -> bool {
+        self.used == Use::Keep
     }
 
     /// The file itself.

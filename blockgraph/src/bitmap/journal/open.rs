@@ -5,6 +5,7 @@
 use super::format::MAP_WORDS;
 use super::{Beside, Content, Home, Journal, Stage, State, region_bits};
 use crate::hold::Holds;
+use crate::node::FileIdentity;
 use ring::{Align, Errno, File, FileId};
 use std::fs::{OpenOptions, TryLockError};
 use std::io;
@@ -68,8 +69,34 @@ pub(crate) enum Use {
     Look,
 }
 
-/// Opens the file of a journal; `None` if there is none and it is only looked at.
-pub(crate) fn open(id: FileId, path: &Path, wanted: Use) -> Result<Option<File>, JournalError> {
+/// The file of a journal, as it was opened.
+#[derive(Clone, Debug)]
+pub(crate) struct JournalFile {
+    pub(super) file: Arc<File>,
+    /// How long it was; `None` where nobody knows.
+    pub(super) len_bytes: Option<u64>,
+    /// What was to be done with it.
+    pub(super) used: Use,
+}
+
+impl JournalFile {
+    /// One that somebody else opened, to be kept up.
+    pub(crate) fn given(file: Arc<File>) -> JournalFile {
+        JournalFile {
+            file,
+            len_bytes: None,
+            used: Use::Keep,
+        }
+    }
+}
+
+/// Opens the file of a journal of a disk in the file `disk`; `None` if there is none and it is only looked at.
+pub(crate) fn open(
+    id: FileId,
+    path: &Path,
+    disk: Option<&Path>,
+    wanted: Use,
+) -> Result<Option<JournalFile>, JournalError> {
     let error = |source| JournalError::Open {
         path: path.to_owned(),
         source,
@@ -86,7 +113,9 @@ pub(crate) fn open(id: FileId, path: &Path, wanted: Use) -> Result<Option<File>,
         }
         Err(found) => return Err(error(found)),
     };
-    if !file.metadata().map_err(error)?.is_file() {
+    let about = file.metadata().map_err(error)?;
+    let of_disk = disk.and_then(FileIdentity::of_path);
+    if !about.is_file() || of_disk == Some(FileIdentity::of(&about)) {
         return Err(JournalError::NotOne(path.to_owned()));
     }
     if wanted == Use::Keep {
@@ -96,7 +125,11 @@ pub(crate) fn open(id: FileId, path: &Path, wanted: Use) -> Result<Option<File>,
         let dir = std::fs::File::open(dir.unwrap_or(Path::new("."))).map_err(error)?;
         dir.sync_all().map_err(error)?;
     }
-    Ok(Some(File::new(id, file.into(), Align::NONE)))
+    Ok(Some(JournalFile {
+        file: Arc::new(File::new(id, file.into(), Align::NONE)),
+        len_bytes: Some(about.len()),
+        used: wanted,
+    }))
 }
 
 fn lock(file: &std::fs::File, path: &Path) -> Result<(), JournalError> {
@@ -117,6 +150,16 @@ fn lock(file: &std::fs::File, path: &Path) -> Result<(), JournalError> {
 }
 
 impl Journal {
+    /// Nobody else has it from now on. Errors: somebody has, or it was opened to be looked at.
+    pub(crate) fn relock(&self) -> Result<(), JournalError> {
+        let error = |source| JournalError::Open {
+            path: self.path.clone(),
+            source,
+        };
+        let file = std::os::fd::AsFd::as_fd(&*self.file).try_clone_to_owned();
+        lock(&std::fs::File::from(file.map_err(error)?), &self.path)
+    }
+
     /// Somebody else may have it.
     pub(crate) fn unlock(&self) {
         // A copy of the descriptor has the same lock.
@@ -129,7 +172,7 @@ impl Journal {
 
     /// The journal in `file`, of a disk of `size_bytes` in the file `disk`. Nothing is known of it yet.
     pub(crate) fn new(
-        file: Arc<File>,
+        file: JournalFile,
         path: PathBuf,
         beside: &Beside,
         disk: Option<PathBuf>,
@@ -139,8 +182,15 @@ impl Journal {
             Beside::Raw(offset_bytes) => (Home::Journal, offset_bytes),
             Beside::Image => (Home::Image, 0),
         };
+        let JournalFile {
+            file,
+            len_bytes,
+            used,
+        } = file;
         Journal {
             file,
+            len_bytes,
+            used,
             path,
             home,
             offset_bytes,

@@ -45,6 +45,12 @@ impl Journal {
                 covered.store(0, Ordering::SeqCst);
             }
         }
+        if self.state().sequence == 0 {
+            // The first thing in the file is that it is a journal.
+            self.put_header(io, Phase::Clean, 1, 0, Content::default())
+                .await?;
+            self.state().sequence = 1;
+        }
         self.put(io, bitmaps, Phase::InUse, Counting::FromThis)
             .await?;
         self.state().stage = Stage::Kept;

@@ -5,10 +5,11 @@
 //! shows.
 
 use super::super::journals::{distrust, end, merged, new_journal, tell};
+use super::super::open::DriverSpec;
 use super::super::open::qcow2::set_readonly;
-use super::super::{Access, Activity, Node};
+use super::super::{Access, Activity, Node, Shape};
 use super::{ReopenError, Reopening};
-use crate::bitmap::{DirtyBitmap, JournalError, Keeping, Tracker, Use};
+use crate::bitmap::{DirtyBitmap, Journal, JournalError, Keeping, Tracker, Use};
 use crate::io::Io;
 use crate::node::NodeId;
 use ring::Errno;
@@ -39,13 +40,10 @@ impl Reopening<'_> {
             return Ok(());
         };
         let size_bytes = self.edit.graph.info(id).map_or(0, |info| info.size_bytes);
-        let graph = &mut self.edit.graph;
-        let driver = &spec.driver;
-        let journal = new_journal(graph, self.control, driver, &shape, size_bytes, Use::Keep);
-        let Some(journal) = journal.map_err(ReopenError::Journal)? else {
+        let Some((journal, tracker)) = self.journal_of(id, &spec.driver, &shape, size_bytes)?
+        else {
             return Ok(());
         };
-        self.edit.add_file(id, journal.file().clone());
         let graph = Arc::new(self.edit.graph.kept());
         let (from, memory) = (journal.clone(), graph.bitmap_memory().clone());
         let find = move |io: Io| async move { from.find(&io, size_bytes, &memory).await };
@@ -72,9 +70,33 @@ impl Reopening<'_> {
         let begin = move |io: Io| async move { begins.begin(&io, &all).await };
         let begun: Result<(), Errno> = self.run(&graph, id, begin)?;
         begun.map_err(|errno| ReopenError::Journal(JournalError::Write { path, errno }))?;
-        self.begun
-            .push((id, Tracker::journaled(journal).with(bitmaps)));
+        self.begun.push((id, tracker, bitmaps));
         Ok(())
+    }
+
+    /// The journal that a node had while it was written before, or a new one.
+    fn journal_of(
+        &mut self,
+        id: NodeId,
+        driver: &DriverSpec,
+        shape: &Shape,
+        size_bytes: u64,
+    ) -> Result<Option<(Arc<Journal>, Tracker)>, ReopenError> {
+        let before = self.before(id).map(|node| node.bitmaps().clone());
+        if let Some(tracker) = before
+            && let Some(journal) = tracker.journal().filter(|journal| journal.may_be_kept())
+        {
+            journal.relock().map_err(ReopenError::Journal)?;
+            let journal = journal.clone();
+            return Ok(Some((journal, tracker)));
+        }
+        let (graph, control) = (&mut self.edit.graph, &*self.control);
+        let journal = new_journal(graph, control, driver, shape, size_bytes, Use::Keep);
+        let journal = journal.map_err(ReopenError::Journal)?;
+        Ok(journal.map(|journal| {
+            self.edit.add_file(id, journal.file().clone());
+            (journal.clone(), Tracker::journaled(journal))
+        }))
     }
 
     /// Those that the node has, and those of its image that were read just now; the newest first.
@@ -92,9 +114,9 @@ impl Reopening<'_> {
 
     /// Journals are as their nodes are from now on. Nothing is under way.
     pub(super) fn settle_journals(&mut self) {
-        for (id, tracker) in std::mem::take(&mut self.begun) {
-            set_readonly(&tracker.bitmaps(), Access::ReadWrite);
-            self.edit.graph.set_bitmaps(id, tracker);
+        for (id, tracker, bitmaps) in std::mem::take(&mut self.begun) {
+            set_readonly(&bitmaps, Access::ReadWrite);
+            self.edit.graph.set_bitmaps(id, tracker.with(bitmaps));
         }
         let ids: Vec<NodeId> = self.changes.iter().map(|change| change.id).collect();
         for id in ids {

@@ -160,7 +160,7 @@ struct Reopening<'a> {
     /// Bitmaps of images that were inactive, the newest of each first.
     loaded: Vec<(NodeId, Vec<Arc<DirtyBitmap>>)>,
     /// Nodes with a journal that may be written from now on, and their bitmaps.
-    begun: Vec<(NodeId, Tracker)>,
+    begun: Vec<(NodeId, Tracker, Vec<Arc<DirtyBitmap>>)>,
 }
 
 /// Opens nodes anew, each found by its name, so that they are as `specs` say; an inline child is the one the node has. Returns
