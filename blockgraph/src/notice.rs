@@ -26,8 +26,8 @@ pub enum Notice {
         /// Is the image of no use to writers from now on?
         fatal: Fatal,
     },
-    /// A bitmap journal has something to end in a while: see [`crate::graph::journals`].
-    JournalBegun,
+    /// A bitmap journal has something to end, now or in a while: see [`crate::graph::journals`].
+    JournalDue,
 }
 
 /// What damage does to the image's users.

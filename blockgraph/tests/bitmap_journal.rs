@@ -95,11 +95,12 @@ impl Stage {
         let Body::Driver(driver) = node.body().clone() else {
             panic!("a driver");
         };
-        let close = |io| journals::close(io, driver);
-        self.bench
-            .control
-            .run(&graph, self.node, close)
-            .expect("a ring")
+        let close = |io| async move { driver.close(&io).await };
+        let control = &mut self.bench.control;
+        let closed = control.run(&graph, self.node, close).expect("a ring");
+        let ended = control.run(&graph, self.node, journals::end_here);
+        ended.expect("a ring");
+        closed
     }
 }
 

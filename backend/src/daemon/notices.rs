@@ -20,7 +20,7 @@ impl Daemon {
 
     fn pass_on(&mut self, notice: Notice) {
         match notice {
-            Notice::JournalBegun => self.look_at_journals(),
+            Notice::JournalDue => self.look_at_journals(),
             Notice::ImageCorrupted {
                 node,
                 msg,

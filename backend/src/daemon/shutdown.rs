@@ -149,7 +149,7 @@ impl Daemon {
             let Body::Driver(driver) = node.body().clone() else {
                 continue;
             };
-            let work = |io| journals::close(io, driver);
+            let work = |io| async move { driver.close(&io).await };
             let closed = self.control.run_until(&graph, id, Some(deadline), work);
             let name = || node.name().to_owned();
             match closed {
@@ -159,6 +159,19 @@ impl Daemon {
                     return result.and(Err(Unclean::StillClosing(name())));
                 }
                 Err(error) => return result.and(Err(error.into())),
+            }
+        }
+        // What is closed below a disk may still have changed its file.
+        for (id, node) in graph.nodes() {
+            if node.bitmaps().journal().is_none() {
+                continue;
+            }
+            let until = Some(deadline);
+            let ended = self
+                .control
+                .run_until(&graph, id, until, journals::end_here);
+            if ended.is_err() {
+                return result.and(Err(Unclean::StillClosing(node.name().to_owned())));
             }
         }
         result

@@ -539,6 +539,10 @@ impl Leaving {
         for id in &self.nodes {
             result = result.and(self.close(*id, control));
         }
+        // What is closed below a disk may still have changed its file.
+        for id in &self.nodes {
+            result = result.and(self.end_journal(*id, control));
+        }
         // Closing had them open once more, and what had left before with them.
         control.forget(self.left_files(&self.current.get()));
         self.let_go();
@@ -567,15 +571,17 @@ impl Leaving {
         let Body::Driver(driver) = node.body().clone() else {
             return Ok(());
         };
-        let closed = match self.goes_on(node) {
-            true => control.run(
-                &self.before,
-                id,
-                |io| async move { driver.close(&io).await },
-            )?,
-            false => control.run(&self.before, id, |io| journals::close(io, driver))?,
-        };
+        let work = |io| async move { driver.close(&io).await };
+        let closed = control.run(&self.before, id, work)?;
         closed.map_err(|errno| LeaveError::Close(node.name().to_owned(), errno))
+    }
+
+    fn end_journal(&self, id: NodeId, control: &mut Control) -> Result<(), LeaveError> {
+        let node = self.before.node(id);
+        match node.is_some_and(|node| node.bitmaps().journal().is_some() && !self.goes_on(node)) {
+            true => Ok(control.run(&self.before, id, journals::end_here)?),
+            false => Ok(()),
+        }
     }
 
     /// Has another node its journal now?

@@ -11,7 +11,7 @@ use crate::bitmap::{
 };
 use crate::io::Io;
 use crate::map::DEPTH_MAX;
-use crate::node::{Driver, NodeId, Outcome};
+use crate::node::NodeId;
 use crate::request::{Kind, Request};
 use crate::units::Span;
 use std::path::PathBuf;
@@ -117,17 +117,13 @@ pub(super) fn merged(
     new
 }
 
-/// Closes a node for good: its driver, and then its journal, which says so. A journal that cannot say so is one that a crash left.
-///
-/// # Errors
-/// The driver's.
-pub async fn close(io: Io, driver: Arc<dyn Driver>) -> Outcome {
-    let closed = driver.close(&io).await;
+/// Ends the journal of the node that `io` is at, if there is one: the node and all below it are closed. A journal that cannot say so
+/// is one that a crash left.
+pub async fn end_here(io: Io) {
     let graph = io.graph().clone();
     if let Some(node) = graph.node(io.here()) {
         end(&io, node).await;
     }
-    closed
 }
 
 /// The node is not written any more.
@@ -184,7 +180,7 @@ pub fn store(current: &Arc<Current>, control: &mut Control, id: NodeId) -> Resul
     })
 }
 
-/// Looks after all journals: to be called when [`crate::notice::Notice::JournalBegun`] was posted, and again after the time that it
+/// Looks after all journals: to be called when [`crate::notice::Notice::JournalDue`] was posted, and again after the time that it
 /// answers.
 pub fn look(current: &Arc<Current>, control: &mut Control) -> Option<Duration> {
     let graph = Arc::new(current.get().kept());

@@ -252,7 +252,7 @@ fn a_read_that_meets_nonsense_fails_alone_and_is_told_once() {
         let notices = bench.current.get().notices().take().notices;
         let fatal = notices.iter().filter_map(|notice| match notice {
             Notice::ImageCorrupted { fatal, .. } => Some(*fatal),
-            Notice::JournalBegun => None,
+            Notice::JournalDue => None,
         });
         fatal.collect::<Vec<_>>()
     };

@@ -505,3 +505,35 @@ fn what_is_no_journal_is_never_written_to() {
     let second = Daemon::with_monitor(Kind::Virtioblkd, &["--blockdev", &also]).unwrap();
     assert_eq!(second.stop().unwrap(), "");
 }
+
+/// What was written before a bitmap was cleared counts until the epoch ends, which is long before its time then.
+#[test]
+fn a_command_ends_the_epoch_before_it() {
+    for format in [Format::Raw, Format::Qcow2] {
+        let mut disk = Disk::new(format);
+        let daemon = disk.serve();
+        let bitmap = json!({"node": "disk", "name": "a", "persistent": true});
+        daemon
+            .qmp()
+            .unwrap()
+            .succeed("block-dirty-bitmap-add", bitmap);
+        write_once(&daemon, 100);
+        assert_eq!(disk.shown(&daemon)["x-bitmap-journal"]["regions"], 1);
+        let bitmap = json!({"node": "disk", "name": "a"});
+        daemon
+            .qmp()
+            .unwrap()
+            .succeed("block-dirty-bitmap-clear", bitmap);
+        // An epoch by itself lasts for three times as long.
+        let until = Instant::now() + RELEASE_LIMIT;
+        while disk.shown(&daemon)["x-bitmap-journal"]["regions"] != 0 {
+            assert!(Instant::now() < until, "{format:?}");
+        }
+        write_once(&daemon, 9000);
+        drop(daemon);
+        disk.bitmaps.push(("a", u64::MAX));
+        let daemon = disk.serve();
+        assert_eq!(disk.check(&daemon, "after all"), [64 << 10], "{format:?}");
+        daemon.stop().unwrap();
+    }
+}

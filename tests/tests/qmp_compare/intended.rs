@@ -39,6 +39,8 @@ pub(crate) const NOT_IN_SCRIPT: &[&str] = &[
     "block-job-complete",
     "block-job-dismiss",
     "block-job-finalize",
+    // Compared in stories of images (qmp_graph).
+    "blockdev-snapshot-delete-internal-sync",
     // A job that makes an image is over before it can be asked for these.
     "job-pause",
     "job-resume",

@@ -107,6 +107,8 @@ struct State {
     since: Option<Instant>,
     /// What has to pass before the epoch before is over.
     grace: Option<u64>,
+    /// How many regions the epoch before has, while it counts.
+    regions_before: u64,
     /// When a header or a map was written last.
     dated: Option<Instant>,
 }
@@ -120,25 +122,32 @@ pub struct JournalReport {
     pub stage: Stage,
     /// How large its regions are, in bytes.
     pub region_bytes: u64,
-    /// How many of them may have been written in this epoch.
+    /// How many of them count: a crash would make them dirty. One that two epochs have counts twice.
     pub regions: u64,
 }
 
 impl Journal {
     /// As it is now.
     pub fn report(&self) -> JournalReport {
-        let words = self.covered.iter().map(|word| word.load(Ordering::Relaxed));
-        let regions = words.map(|word| u64::from(word.count_ones())).sum();
-        let stage = self.state().stage;
+        let (stage, before) = {
+            let state = self.state();
+            (state.stage, state.regions_before)
+        };
         JournalReport {
             path: self.path.clone(),
             stage,
             region_bytes: 1 << self.region_bits,
             regions: match stage {
-                Stage::Kept => regions,
+                Stage::Kept => self.count() + before,
                 Stage::AtRest | Stage::GivenUp => 0,
             },
         }
+    }
+
+    /// How many regions are covered.
+    fn count(&self) -> u64 {
+        let words = self.covered.iter().map(|word| word.load(Ordering::Relaxed));
+        words.map(|word| u64::from(word.count_ones())).sum()
     }
 
     /// Where it is.

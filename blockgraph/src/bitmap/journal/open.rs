@@ -208,6 +208,7 @@ impl Journal {
                 wanted: Vec::new(),
                 since: None,
                 grace: None,
+                regions_before: 0,
                 dated: None,
             }),
             mapping: Holds::default(),

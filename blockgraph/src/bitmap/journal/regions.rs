@@ -145,7 +145,7 @@ impl Journal {
         if state.since.is_none() {
             state.since = Some(Instant::now());
             drop(state);
-            io.graph().notices().post(Notice::JournalBegun);
+            io.graph().notices().post(Notice::JournalDue);
         }
     }
 

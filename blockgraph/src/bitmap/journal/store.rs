@@ -9,6 +9,7 @@ use super::{EPOCH, Journal, Stage, date_ns};
 use crate::bitmap::dirty::DirtyBitmap;
 use crate::io::Io;
 use crate::node::Outcome;
+use crate::notice::Notice;
 use crate::units::Span;
 use ring::{Durability, Errno, Mem, Op, SyncLevel};
 use std::sync::Arc;
@@ -64,10 +65,12 @@ impl Journal {
         }
         self.put(io, bitmaps, Phase::InUse, Counting::AsBefore)
             .await?;
-        // What was written before is dirty no more, maybe: the sooner this epoch ends the better.
+        // What was written before is dirty no more, maybe: this epoch ends as soon as it can.
         let mut state = self.state();
         if state.since.is_some() {
             state.since = Instant::now().checked_sub(EPOCH).or(state.since);
+            drop(state);
+            io.graph().notices().post(Notice::JournalDue);
         }
         Ok(())
     }
@@ -145,6 +148,7 @@ impl Journal {
         }
         state.epoch += 1;
         state.since = None;
+        state.regions_before = self.count();
         for covered in &self.covered {
             covered.store(0, Ordering::SeqCst);
         }
@@ -184,6 +188,9 @@ impl Journal {
         let mut state = self.state();
         state.sequence = sequence;
         state.from_epoch = from_epoch;
+        if from_epoch == state.epoch {
+            state.regions_before = 0;
+        }
         state.content = content;
         state.content_in_doubt = None;
         Ok(())
