@@ -5,6 +5,7 @@
 use super::super::dirty::{DirtyBitmap, GRANULARITY_BYTES_MIN, Keeping, State};
 use super::format::BLOCK_BYTES;
 use ring::Errno;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -88,10 +89,14 @@ fn append(bitmap: &DirtyBitmap, bytes: &mut Vec<u8>) -> Result<(), Errno> {
 
 /// The bitmaps in those bytes; `None` for bytes that nothing of ours has written.
 pub(super) fn decode(bytes: &[u8]) -> Option<Vec<Kept<'_>>> {
-    let mut all = Vec::new();
+    let mut all: Vec<Kept<'_>> = Vec::new();
+    let mut names = BTreeSet::new();
     let mut rest = bytes;
     while !rest.is_empty() {
         let (kept, after) = decode_one(rest)?;
+        if !names.insert(kept.name) {
+            return None;
+        }
         all.push(kept);
         rest = after;
     }
@@ -183,6 +188,13 @@ mod tests {
             let again = bitmap("records", kept[0].granularity_bytes, kept[0].size_bytes, kept[0].state);
             kept[0].load_into(&again);
             prop_assert_eq!(again.sha256(), records.sha256());
+        }
+
+        #[test]
+        fn two_bitmaps_of_one_name_are_none_of_ours(size in 1u64..1 << 20) {
+            let one = || bitmap("one", 512, size, State::Recording);
+            let (bytes, len) = encode(&[one(), one()]).expect("memory");
+            prop_assert_eq!(decode(&bytes[..len as usize]), None);
         }
 
         #[test]
