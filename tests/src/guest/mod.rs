@@ -38,6 +38,19 @@ const TIME_LIMIT: Duration = Duration::from_secs(240);
 
 /// Queues and processors: Linux uses as many queues as there are processors at most.
 pub const QUEUES: u16 = 4;
+/// How often a machine is started that does not come up for want of a timer.
+const STARTS_MAX: u32 = 4;
+/// How often somebody looks whether it lost one.
+const LOOK: Duration = Duration::from_secs(2);
+/// What its kernel says then, after 21 seconds.
+const LOST_TIMER: &str = "timer wakeup didn't happen";
+
+/// How a boot went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Boot {
+    Up,
+    Lost,
+}
 
 /// What to boot.
 #[derive(Debug, Clone)]
@@ -113,21 +126,48 @@ impl Guest {
         Ok(guest)
     }
 
+    /// Under TCG on a busy machine a processor's timer is lost now and then: the kernel says so and gets no further. No disk is in use
+    /// by then, and the machine is started anew.
     fn launch(spec: &GuestSpec, image: &Image, accel: Accel) -> Result<Guest, GuestError> {
+        for start in 1..STARTS_MAX {
+            let mut guest = Guest::start(spec, image, accel)?;
+            match guest.boots()? {
+                Boot::Up => return Ok(guest),
+                Boot::Lost => println!("start {start}: the guest's kernel lost a timer"),
+            }
+        }
+        let mut guest = Guest::start(spec, image, accel)?;
+        guest.wait_ready("booting")?;
+        Ok(guest)
+    }
+
+    fn boots(&mut self) -> Result<Boot, GuestError> {
+        let deadline = Instant::now() + self.time_limit;
+        loop {
+            match self.agent.wait_ready(deadline.min(Instant::now() + LOOK)) {
+                Ok(()) => return Ok(Boot::Up),
+                Err(Silence::TimeLimit) if Instant::now() < deadline => {}
+                Err(silence) => return Err(self.give_up(silence, "booting")),
+            }
+            if self.qemu.told().contains(LOST_TIMER) {
+                return Ok(Boot::Lost);
+            }
+        }
+    }
+
+    fn start(spec: &GuestSpec, image: &Image, accel: Accel) -> Result<Guest, GuestError> {
         let what = "start QEMU";
         let (qemu, stdin, stdout) = Qemu::start(&spec.sockets, spec.on_loss, image, accel)
             .map_err(|source| GuestError::Prepare { what, source })?;
         let agent = Agent::new(stdin, stdout);
         let time_limit = spec.time_limit;
-        let mut guest = Guest {
+        Ok(Guest {
             agent,
             qemu,
             time_limit,
             accel,
             _cache: None,
-        };
-        guest.wait_ready("booting")?;
-        Ok(guest)
+        })
     }
 
     /// How QEMU runs it.
