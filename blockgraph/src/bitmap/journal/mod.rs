@@ -173,11 +173,13 @@ impl Journal {
     /// Is `span` durably said to be written? Pure. If not, its write is served.
     #[inline]
     pub(crate) fn covers(&self, span: Span) -> bool {
-        let mut regions = self.regions_of(span);
-        regions.all(|region| {
-            let word = self.covered[(region / 64) as usize].load(Ordering::SeqCst);
-            word >> (region % 64) & 1 == 1
-        })
+        self.regions_of(span).all(|region| self.is_covered(region))
+    }
+
+    #[inline]
+    fn is_covered(&self, region: u64) -> bool {
+        let word = self.covered[(region / 64) as usize].load(Ordering::SeqCst);
+        word >> (region % 64) & 1 == 1
     }
 
     /// `span` is not empty.

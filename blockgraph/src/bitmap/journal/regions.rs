@@ -54,15 +54,19 @@ impl Journal {
             let is_old = state.dated.is_none_or(|dated| dated.elapsed() >= WORD);
             state.stage == Stage::Kept && is_old
         };
-        if is_due {
-            let _turn = self.mapping.hold(super::store::ONE).await;
-            let map = self.next_map();
-            match self.put_map(io, &map).await {
-                Ok(()) => self.take_over(io, &map),
-                // It is believed less than it could be, and that is all.
-                Err(errno) => tracing::warn!("bitmap journal {}: {errno}", self.path.display()),
-            }
+        if is_due && let Err(errno) = self.write_date(io).await {
+            // It is believed less than it could be, and that is all.
+            tracing::warn!("bitmap journal {}: {errno}", self.path.display());
         }
+    }
+
+    /// Writes the map for its date.
+    pub(super) async fn write_date(&self, io: &Io) -> Outcome {
+        let _turn = self.mapping.hold(super::store::ONE).await;
+        let map = self.next_map();
+        self.put_map(io, &map).await?;
+        self.take_over(io, &map);
+        Ok(())
     }
 
     fn enter(&self) -> Covering<'_> {
@@ -75,14 +79,9 @@ impl Journal {
     }
 
     async fn write_map(&self, io: &Io, regions: RangeInclusive<u64>) -> Outcome {
-        let end = regions.end() + 1;
-        let span = Span {
-            at: *regions.start(),
-            len: end - regions.start(),
-        };
-        self.state().wanted.push(regions);
+        self.state().wanted.push(regions.clone());
         let _turn = self.mapping.hold(super::store::ONE).await;
-        if self.has_regions(span) {
+        if regions.into_iter().all(|region| self.is_covered(region)) {
             return Ok(());
         }
         let map = self.next_map();
@@ -93,17 +92,8 @@ impl Journal {
         Ok(())
     }
 
-    /// The same as [`Journal::covers`], by regions.
-    fn has_regions(&self, regions: Span) -> bool {
-        let is_covered = |region: u64| {
-            let word = self.covered[(region / 64) as usize].load(Ordering::SeqCst);
-            word >> (region % 64) & 1 == 1
-        };
-        (regions.at..regions.end()).all(is_covered)
-    }
-
     /// What is covered and what somebody waits for.
-    pub(super) fn next_map(&self) -> Map {
+    fn next_map(&self) -> Map {
         let mut state = self.state();
         let wanted = std::mem::take(&mut state.wanted);
         let mut words: [u64; MAP_WORDS] =
@@ -122,7 +112,7 @@ impl Journal {
         }
     }
 
-    pub(super) async fn put_map(&self, io: &Io, map: &Map) -> Outcome {
+    async fn put_map(&self, io: &Io, map: &Map) -> Outcome {
         let block = map.encode();
         let mem = Mem::zeroed(block.len()).ok_or(Errno::NOMEM)?;
         mem.store(0, &block);

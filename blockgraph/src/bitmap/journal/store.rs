@@ -115,9 +115,7 @@ impl Journal {
                 self.state().grace = None;
             } else if since.is_none_or(|since| since.elapsed() >= EPOCH) {
                 // The date says how long somebody may have been writing.
-                let _turn = self.mapping.hold(ONE).await;
-                let map = self.next_map();
-                self.put_map(io, &map).await?;
+                self.write_date(io).await?;
                 self.state().since = Some(Instant::now());
             }
         } else if since.is_some_and(|since| since.elapsed() >= EPOCH) {
