@@ -26,6 +26,9 @@ pub const PIECES_MAX: usize = 8;
 pub const PASSED_MAX: usize = 8;
 /// A graph deeper than this serves (and `graph::open` refuses to build one).
 pub const DEPTH_MAX: usize = 250;
+/// A thread with a lane has this much stack, in bytes: what a layer asks of the one below is polled from within what it
+/// was asked itself, [`DEPTH_MAX`] times at the most. A test makes do with a quarter, without optimization.
+pub const LANE_STACK_BYTES: usize = 8 << 20;
 
 /// Where one piece of a request lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

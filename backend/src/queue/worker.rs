@@ -6,6 +6,7 @@ use super::idle::Polling;
 use super::tenant::Arrival;
 use crate::vhost::{RingStart, RingStop};
 use crate::virtio_blk::Disk;
+use blockgraph::map::LANE_STACK_BYTES;
 use blockgraph::pin::Epochs;
 use blockgraph::{Current, Lane, Mode};
 use ring::{Bell, Choice, Ring};
@@ -127,7 +128,8 @@ impl Worker {
         let inbox = Arc::new(Inbox::default());
         let (ready, is_ready) = channel();
         let its_inbox = inbox.clone();
-        let thread = std::thread::Builder::new().name(name).spawn(move || {
+        let thread = std::thread::Builder::new().name(name);
+        let thread = thread.stack_size(LANE_STACK_BYTES).spawn(move || {
             let _closing = Closing(its_inbox.clone());
             let ring = match Ring::new(options.engine.clone()) {
                 Ok(ring) => ring,

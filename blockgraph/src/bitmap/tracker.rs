@@ -81,7 +81,8 @@ impl Tracker {
     /// What is in memory of an image is about to be written to its file.
     pub(crate) async fn say_a_word(&self, io: &Io) {
         if let Some(journal) = self.shared.journal.as_ref() {
-            journal.say_a_word(io).await;
+            // In a box, as below: every request of every layer has room for what is awaited in place.
+            Box::pin(journal.say_a_word(io)).await;
         }
     }
 
@@ -89,7 +90,7 @@ impl Tracker {
     pub(crate) async fn cover(&self, io: &Io, span: Span) -> Result<Option<Covering<'_>>, Errno> {
         match &self.shared.journal {
             None => Ok(None),
-            Some(journal) => journal.cover(io, span).await.map(Some),
+            Some(journal) => Box::pin(journal.cover(io, span)).await.map(Some),
         }
     }
 

@@ -8,7 +8,7 @@ use blockgraph::{Mode, NodeId};
 use ring::Choice;
 use std::path::{Path, PathBuf};
 use support::qcow2::{file_child, image, run, text};
-use support::{Bench, inline, raw};
+use support::{Bench, inline, raw, span};
 use tempfile::TempDir;
 
 const SIZE: u64 = 1 << 20;
@@ -348,6 +348,13 @@ fn a_chain_deeper_than_the_limit_is_refused_and_says_so_once() {
     let id = place.open_image(&place.path("i060")).expect("opened");
     assert_eq!(place.bench.current.get().chain(id).count(), 201);
     assert!(place.bench.read(id, 4096, 4096) == [0; 4096]);
+    place.bench.write(id, 4096, &[7; 512]).expect("written");
+    assert!(place.bench.read(id, 4096, 512) == [7; 512]);
+    assert!(place.bench.read(id, 0, 4096) == [0; 4096]);
+    let (graph, all) = (place.bench.current.get(), span(0, 1 << 20));
+    let status = move |io: blockgraph::Io| async move { io.status(id, all).await };
+    let ran = place.bench.control.run(&graph, id, status);
+    ran.expect("a ring").expect("a status");
 }
 
 #[test]

@@ -6,7 +6,8 @@ use blockgraph::driver::raw::Window;
 use blockgraph::graph::open::Child;
 use blockgraph::graph::perm::{Attachment, Perms, Wants, attach};
 use blockgraph::graph::{Access, Sharing};
-use blockgraph::{Current, NodeId};
+use blockgraph::{Current, Driver, NodeId};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -272,6 +273,22 @@ fn an_image_that_another_process_keeps_for_itself_is_refused_in_qemu_s_words() {
     assert_eq!(error.hint(), Some(hint));
     assert_eq!(current.get().nodes().count(), 1, "nothing is left of it");
     assert_eq!(locked(&path), [103]);
+}
+
+/// A copy of the descriptor is what a child process has until it becomes another program.
+#[test]
+fn locks_go_with_their_node_although_a_child_process_has_its_file() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = image(dir.path(), 1 << 20);
+    let mut options = file_options(&path, Cache::Page);
+    options.locking = Locking::On;
+    let (driver, _) = blockgraph::driver::file::open(ring::FileId(0), &options).expect("opened");
+    driver.permit(Wants::READ_WRITE).expect("nobody else");
+    let copy = driver.file().as_fd().try_clone_to_owned();
+    assert_ne!(locked(&path), Vec::<u64>::new());
+    drop(driver);
+    assert_eq!(locked(&path), Vec::<u64>::new());
+    drop(copy.expect("copied"));
 }
 
 #[test]

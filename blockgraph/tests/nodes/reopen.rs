@@ -376,8 +376,9 @@ fn a_file_opened_in_another_way_is_the_same_file_and_keeps_its_locks() {
 fn a_throttled_request_does_not_hold_up_an_edit() {
     let mut place = Place::new(Choice::Threads, Mode::Fast);
     stack(&mut place);
+    // A block takes more than an hour.
     let slow = Limits {
-        iops_total: Rate {
+        bps_total: Rate {
             avg: 1,
             max: 0,
             max_length_s: 1,
@@ -399,16 +400,10 @@ fn a_throttled_request_does_not_hold_up_an_edit() {
         Mode::Fast,
         vec![Guest::new(top, 0, SIZE, 8)],
     );
-    guest.run_for(3);
-    let begun = Instant::now();
+    guest.run_until_busy();
     place
         .reopen(vec![throttle("th", "g", "r")])
         .expect("reopened");
-    assert!(
-        begun.elapsed() < Duration::from_millis(900),
-        "{:?}",
-        begun.elapsed()
-    );
     guest.run_for(100);
     guest.stop();
 }
@@ -417,7 +412,7 @@ fn a_throttled_request_does_not_hold_up_an_edit() {
 fn an_edit_whose_requests_do_not_end_gives_up_and_changes_nothing() {
     let mut place = Place::new(Choice::Threads, Mode::Fast);
     stack(&mut place);
-    let second = 1_000_000_000;
+    let long = 4_000_000_000;
     let delay = |latency_ns| {
         spec(
             "d",
@@ -427,7 +422,7 @@ fn an_edit_whose_requests_do_not_end_gives_up_and_changes_nothing() {
             },
         )
     };
-    place.add(delay(second)).expect("opened");
+    place.add(delay(long)).expect("opened");
     let top = place.id("d");
     let guest = Guests::start(
         &place.current,

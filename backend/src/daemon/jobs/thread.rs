@@ -4,6 +4,7 @@ use crate::daemon::executor::Daemon;
 use blockgraph::Current;
 use blockgraph::graph::Control;
 use blockgraph::job::{Progress, Steer, Word, Worker};
+use blockgraph::map::LANE_STACK_BYTES;
 use blockgraph::pin::Epochs;
 use ring::{Bell, Choice};
 use std::collections::VecDeque;
@@ -144,6 +145,7 @@ impl Daemon {
             words: self.jobs.words.clone(),
         };
         let thread = std::thread::Builder::new().name("job".to_owned());
+        let thread = thread.stack_size(LANE_STACK_BYTES);
         let spawned = thread.spawn(move || {
             let result = work(&seat);
             seat.words.say(&seat.id, Said::Ended(result));

@@ -10,6 +10,7 @@ use super::seat::{Seats, Taken};
 use super::session::Session;
 use super::transport::Transport;
 use crate::queue::{Arrival, run_alone};
+use blockgraph::map::LANE_STACK_BYTES;
 use blockgraph::pin::Epochs;
 use blockgraph::{Current, Lane, Mode};
 use ring::{Bell, Ring};
@@ -228,6 +229,7 @@ impl Shared {
         let seat = self.seats.take()?;
         let its = self.clone();
         let thread = std::thread::Builder::new().name("nbd".to_owned());
+        let thread = thread.stack_size(LANE_STACK_BYTES);
         thread.spawn(move || its.serve(seat, socket)).map(drop)
     }
 

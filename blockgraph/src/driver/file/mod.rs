@@ -117,7 +117,23 @@ impl Discarded {
     }
 }
 
+/// Also of a driver that was never closed, as that of a node whose opening failed.
+impl Drop for FileDriver {
+    fn drop(&mut self) {
+        self.unlock();
+    }
+}
+
 impl FileDriver {
+    /// Gives up the locks for good. They would go with the file, but that may stay open after the driver is gone: a
+    /// ring's files are closed some time after its process has ended, and a child process that is being made has copies
+    /// of all of them.
+    fn unlock(&self) {
+        if let Some(locks) = &self.locks {
+            locks.end(self.parts.file.as_fd());
+        }
+    }
+
     /// A driver on an open file. It takes no locks; see [`open`] for one that does.
     pub fn from_parts(parts: FileParts) -> FileDriver {
         FileDriver {
@@ -318,12 +334,8 @@ impl Driver for FileDriver {
         self.engine
     }
 
-    /// The kernel takes a ring down, and with it closes the file, some time after the process is gone: others shall not
-    /// find it locked until then.
     fn close<'a>(&'a self, _io: &'a Io) -> Local<'a, Outcome> {
-        if let Some(locks) = &self.locks {
-            locks.end(self.parts.file.as_fd());
-        }
+        self.unlock();
         Box::pin(async { Ok(()) })
     }
 
