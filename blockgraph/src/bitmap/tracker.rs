@@ -8,6 +8,7 @@
 use super::dirty::{DirtyBitmap, State};
 use super::journal::{Covering, Journal};
 use crate::io::Io;
+use crate::node::Local;
 use crate::units::Span;
 use ring::Errno;
 use std::collections::BTreeMap;
@@ -81,8 +82,7 @@ impl Tracker {
     /// What is in memory of an image is about to be written to its file.
     pub(crate) async fn say_a_word(&self, io: &Io) {
         if let Some(journal) = self.shared.journal.as_ref() {
-            // In a box, as below: every request of every layer has room for what is awaited in place.
-            Box::pin(journal.say_a_word(io)).await;
+            words(journal, io).await;
         }
     }
 
@@ -90,7 +90,7 @@ impl Tracker {
     pub(crate) async fn cover(&self, io: &Io, span: Span) -> Result<Option<Covering<'_>>, Errno> {
         match &self.shared.journal {
             None => Ok(None),
-            Some(journal) => Box::pin(journal.cover(io, span)).await.map(Some),
+            Some(journal) => cover(journal, io, span).await.map(Some),
         }
     }
 
@@ -163,6 +163,23 @@ impl Tracker {
         let recording = recording || self.shared.journal.is_some();
         self.shared.recording.store(recording, Ordering::SeqCst);
     }
+}
+
+// In boxes made elsewhere: every request of every layer of a chain would have room for these, and they are polled from within
+// each other.
+
+#[inline(never)]
+fn words<'a>(journal: &'a Journal, io: &'a Io) -> Local<'a, ()> {
+    Box::pin(journal.say_a_word(io))
+}
+
+#[inline(never)]
+fn cover<'a, 'j: 'a>(
+    journal: &'j Journal,
+    io: &'a Io,
+    span: Span,
+) -> Local<'a, Result<Covering<'j>, Errno>> {
+    Box::pin(journal.cover(io, span))
 }
 
 /// Marks what a request changes, when it is over: whatever came of it, and also if it was given up half-way.

@@ -292,6 +292,19 @@ impl Opening<'_> {
             check_name(&self.graph, name)?;
         }
         let made = self.make(driver, common, depth)?;
+        self.insert(name, common, &kept, made)
+    }
+
+    /// What a driver was made into becomes a node. Never inlined, as other parts of opening: nodes below are opened from
+    /// within those above, 250 deep at the most.
+    #[inline(never)]
+    fn insert(
+        &mut self,
+        name: Option<String>,
+        common: Common,
+        kept: &Arc<NodeSpec>,
+        made: Made,
+    ) -> Result<NodeId, OpenError> {
         // Asked again: an inline child may have taken the name meanwhile.
         if let Some(name) = &name {
             check_name(&self.graph, name)?;
@@ -314,7 +327,7 @@ impl Opening<'_> {
             shape,
             files,
         });
-        self.graph.keep_spec(id, kept);
+        self.graph.keep_spec(id, kept.clone());
         let bitmaps = std::mem::take(&mut self.bitmaps);
         let tracker = journal.map_or_else(Tracker::default, Tracker::journaled);
         self.graph.set_bitmaps(id, tracker.with(bitmaps));
@@ -374,6 +387,7 @@ impl Opening<'_> {
         }
     }
 
+    #[inline(never)]
     fn make_file(&mut self, spec: FileSpec, common: Common) -> Result<Made, OpenError> {
         let mut options = spec.options;
         options.mode = asked(common.access, options.mode);
@@ -423,6 +437,7 @@ impl Opening<'_> {
     }
 }
 
+#[inline(never)]
 fn make_nbd(
     mut options: NbdOptions,
     common: Common,

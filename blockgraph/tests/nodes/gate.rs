@@ -1,14 +1,16 @@
 //! What images name, and what becomes of it: images by the real qemu-img, some of them with other names put in by hand.
 
 use crate::support;
+use blockgraph::driver::file::Cache;
 use blockgraph::graph::Access;
 use blockgraph::graph::gate::{Named, Names, Parsed, Parser, UnknownFormat};
 use blockgraph::graph::open::{Backing, Child, DriverSpec, NodeSpec, OpenError};
+use blockgraph::map::LANE_STACK_BYTES;
 use blockgraph::{Mode, NodeId};
 use ring::Choice;
 use std::path::{Path, PathBuf};
 use support::qcow2::{file_child, image, run, text};
-use support::{Bench, inline, raw, span};
+use support::{Bench, file, inline, raw, span};
 use tempfile::TempDir;
 
 const SIZE: u64 = 1 << 20;
@@ -330,6 +332,13 @@ fn a_data_file_that_the_image_names_is_opened() {
 
 #[test]
 fn a_chain_deeper_than_the_limit_is_refused_and_says_so_once() {
+    // What one layer asks of the next is asked from within.
+    let thread = std::thread::Builder::new().stack_size(LANE_STACK_BYTES / 4);
+    let deep = thread.spawn(deep_chains).expect("a thread");
+    deep.join().expect("no panic");
+}
+
+fn deep_chains() {
     let mut place = place();
     place.names("i000", "i001", "qcow2");
     let template = place.path("i000");
@@ -345,7 +354,17 @@ fn a_chain_deeper_than_the_limit_is_refused_and_says_so_once() {
     // Some way up it is a chain like any other.
     let base = place.base("last");
     std::fs::rename(base, place.path("i260")).expect("renamed");
-    let id = place.open_image(&place.path("i060")).expect("opened");
+    let mut top = image(
+        &place.path("i060"),
+        None,
+        Backing::Stored,
+        Default::default(),
+    );
+    top.common.access = Access::ReadWrite;
+    if let DriverSpec::Qcow2(image) = &mut top.driver {
+        image.file = inline(file(&place.path("i060"), Cache::Page));
+    }
+    let id = place.open(top).expect("opened");
     assert_eq!(place.bench.current.get().chain(id).count(), 201);
     assert!(place.bench.read(id, 4096, 4096) == [0; 4096]);
     place.bench.write(id, 4096, &[7; 512]).expect("written");

@@ -94,6 +94,7 @@ pub enum FilterError {
 }
 
 impl Opening<'_> {
+    #[inline(never)]
     pub(super) fn make_filter(
         &mut self,
         spec: FilterSpec,

@@ -2,7 +2,7 @@
 
 use super::super::Common;
 use super::super::gate::{self, Format, GateError, Inherited, Named, Parsed, UnknownFormat};
-use super::{Child, OpenError, Opening};
+use super::{Child, NodeSpec, OpenError, Opening};
 use crate::driver::qcow2::format::header;
 use crate::driver::qcow2::{Image, Qcow2Error};
 use crate::node::{FileIdentity, NodeId};
@@ -34,6 +34,19 @@ impl Opening<'_> {
         named: &Named,
         depth: usize,
     ) -> Result<NodeId, OpenError> {
+        let spec = self.backing_spec(stored, file, common, named, depth)?;
+        self.node(*spec, depth + 1)
+    }
+
+    #[inline(never)]
+    fn backing_spec(
+        &mut self,
+        stored: &header::Backing,
+        file: NodeId,
+        common: Common,
+        named: &Named,
+        depth: usize,
+    ) -> Result<Box<NodeSpec>, OpenError> {
         let name = &stored.name;
         let format = stored.format.as_deref().map(Format::stored).transpose()?;
         let inherited = Inherited::backing(common, named);
@@ -57,7 +70,7 @@ impl Opening<'_> {
                 gate::on(storage, Format::Qcow2, &inherited, named)
             }
         };
-        self.node(spec, depth + 1)
+        Ok(Box::new(spec))
     }
 
     fn looks_like_qcow2(&mut self, storage: NodeId) -> Result<bool, OpenError> {

@@ -71,6 +71,11 @@ pub(in crate::graph) fn set_readonly(bitmaps: &[Arc<DirtyBitmap>], access: Acces
     }
 }
 
+#[inline(never)]
+fn body(image: Box<Image>, storage: Info, access: Access) -> Result<Body, OpenError> {
+    Ok(Body::Driver(Arc::new(image.driver(storage, access)?)))
+}
+
 impl Opening<'_> {
     pub(super) fn make_qcow2(
         &mut self,
@@ -113,7 +118,7 @@ impl Opening<'_> {
         if common.activity == Activity::Active {
             self.bitmaps = self.load_bitmaps(file, &image, access)?;
         }
-        let qcow2 = image.driver(storage, access)?;
+        let body = body(image, storage, access)?;
         let edge = |role, option, child| Edge {
             role,
             option,
@@ -125,7 +130,7 @@ impl Opening<'_> {
         };
         Ok(Made {
             kind: "qcow2",
-            body: Body::Driver(Arc::new(qcow2)),
+            body,
             shape: Shape::Format {
                 file: edge(role, "file", file),
                 data: data.map(|data| edge(Role::Data, "data-file", data)),
@@ -136,17 +141,19 @@ impl Opening<'_> {
         })
     }
 
-    fn load(&mut self, file: NodeId, options: &Options) -> Result<Image, OpenError> {
+    #[inline(never)]
+    fn load(&mut self, file: NodeId, options: &Options) -> Result<Box<Image>, OpenError> {
         let options = options.clone();
         let load = move |io| async move { Image::load(&io, file, &options).await };
         let loaded = self.run(file, load).map_err(|errno| Qcow2Error::Read {
             what: "qcow2 header",
             errno,
         })?;
-        Ok(loaded?)
+        Ok(Box::new(loaded?))
     }
 
     /// What its bitmaps say, the newest first.
+    #[inline(never)]
     fn load_bitmaps(
         &mut self,
         file: NodeId,
@@ -187,6 +194,7 @@ impl Opening<'_> {
     }
 
     /// Its last writer did not close it. Nobody else may write it while its refcounts are set right.
+    #[inline(never)]
     fn repair(&mut self, file: NodeId) -> Result<(), OpenError> {
         let wants = Wants {
             needs: Perms::READ_WRITE.or(Perms::RESIZE),
@@ -201,6 +209,7 @@ impl Opening<'_> {
         Ok(())
     }
 
+    #[inline(never)]
     fn data_file(
         &mut self,
         given: Option<Child>,
