@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use backend::vhost::{
-    ConfigRefused, Device, Door, DoorEvent, RingRefused, RingStart, RingStop, Rings,
+    ConfigRefused, Device, Door, DoorEvent, MapRegion, RingRefused, RingStart, RingStop, Rings,
 };
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -61,6 +61,12 @@ impl Device for Nothing {
     fn set_config(&self, _offset: u32, _bytes: &[u8]) -> Result<(), ConfigRefused> {
         Ok(())
     }
+
+    fn take_up(&self, _region: MapRegion) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn let_go(&self) {}
 
     fn reset(&self) {}
 }

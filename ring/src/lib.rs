@@ -26,7 +26,7 @@ pub use engine::uring::Flavour;
 pub use file::{Align, File, FileId, Syncs};
 pub use handle::{Handle, Running};
 pub use op::{Done, Durability, Errno, Op, OpId, SyncLevel};
-pub use ring::{Choice, Ring, SLOTS};
+pub use ring::{Choice, Holding, Ring, SLOTS};
 pub use seg::Seg;
 pub use tasks::{Task, Tasks};
 pub use wait::{Bell, Wait};

@@ -16,7 +16,7 @@ use crate::slots::{Owner, Slots, Stage};
 use crate::wait::{Bell, Wait};
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -63,6 +63,10 @@ pub struct Ring {
     /// Futures that wait for a slot.
     starved: Vec<Waker>,
 }
+
+/// A file that a ring keeps open, see [`Ring::hold`].
+#[derive(Debug)]
+pub struct Holding(u32);
 
 impl Ring {
     /// A ring for the calling thread, and it alone. Errors: io_uring refused (EPERM, ENOSYS) where it is insisted on,
@@ -134,6 +138,18 @@ impl Ring {
         if let Some(at) = known.and_then(|known| known.target.fixed) {
             self.engine.unfix(at);
         }
+    }
+
+    /// Keeps a file open for as long as operations of this ring may be under way, be it after this process has ended: the
+    /// kernel closes it when the last of them has. `None` where it has no place for it, or threads do the work: these
+    /// end with the process.
+    pub fn hold(&mut self, fd: BorrowedFd<'_>) -> Option<Holding> {
+        self.engine.fix(fd.as_raw_fd()).map(Holding)
+    }
+
+    /// It need not be kept open any longer.
+    pub fn let_go(&mut self, held: Holding) {
+        self.engine.unfix(held.0);
     }
 
     /// How many operations may be started now; a few slots are kept for polls and timers.

@@ -62,6 +62,7 @@ pub fn serve(daemon: &mut Daemon, signals: Signals) -> Result<Ending, event_mana
         control.daemon.reap();
         let retry = std::mem::take(&mut control.retry);
         let journals = control.daemon.tend_journals();
+        control.daemon.follow_images();
         let waits = [
             journals.map(|left| i32::try_from(left.as_millis()).unwrap_or(i32::MAX)),
             (!retry.is_empty()).then_some(RETRY_MS),

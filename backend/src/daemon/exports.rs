@@ -6,7 +6,7 @@ use super::executor::Daemon;
 use super::removal::Leaving;
 use super::sockets::{self, BoundPath};
 use crate::cli::{ExportKind, ExportOptions, VhostUserBlkOptions};
-use crate::export::VhostUserBlk;
+use crate::export::{MapKeeper, VhostUserBlk};
 use crate::open;
 use crate::queue::Crew;
 use crate::stats::ExportStats;
@@ -238,6 +238,15 @@ impl Daemon {
         found.map_or(node, |(id, _)| id)
     }
 
+    /// The graph may have changed: guests' writes may go to other images by now, whose maps are to be logged.
+    pub(super) fn follow_images(&mut self) {
+        for export in &self.exports {
+            if let Served::VhostUserBlk { blk, .. } = &export.served {
+                blk.follow_image(&mut self.control);
+            }
+        }
+    }
+
     fn vhost_user_blk(
         &mut self,
         options: &ExportOptions,
@@ -269,7 +278,12 @@ impl Daemon {
         let (socket, path) = sockets::open(&kind.addr, &mut self.inherited)?;
         let key = ExportKey::unused();
         let crew = Crew::new(team, disk.clone());
-        let blk = VhostUserBlk::new(socket, disk, crew, self.events(key))
+        let (current, epochs) = (self.current.clone(), self.teams.epochs().clone());
+        let engine = self.teams.engine(wish);
+        let maps = options
+            .writable
+            .then(|| MapKeeper::new(current, epochs, place, engine));
+        let blk = VhostUserBlk::new(socket, disk, maps, crew, self.events(key))
             .map_err(|error| format!("{error}: {}", error.0))?;
         let when_in_use = match kind.require_safe_del {
             true => WhenInUse::Refuse,

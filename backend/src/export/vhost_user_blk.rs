@@ -1,8 +1,12 @@
 //! A node shown to virtual machines: a door for front ends, a disk for the guest, and queue threads for its rings.
 
+use super::map_keeper::MapKeeper;
 use crate::queue::Crew;
-use crate::vhost::{ConfigRefused, Device, Door, Events, RingRefused, RingStart, RingStop, Rings};
+use crate::vhost::{
+    ConfigRefused, Device, Door, Events, MapRegion, RingRefused, RingStart, RingStop, Rings,
+};
 use crate::virtio_blk::Disk;
+use blockgraph::graph::Control;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
@@ -24,6 +28,7 @@ pub enum Socket {
 pub struct VhostUserBlk {
     door: Door,
     disk: Arc<Disk>,
+    maps: Option<Arc<MapKeeper>>,
 }
 
 /// The socket for the protocol handler could not be made, or the session's thread.
@@ -32,20 +37,32 @@ pub struct VhostUserBlk {
 pub struct VhostUserBlkError(#[from] pub std::io::Error);
 
 impl VhostUserBlk {
-    /// Offers `disk` at `socket`; its rings run on `crew`.
+    /// Offers `disk` at `socket`; its rings run on `crew`. `maps` is for a disk that may be written.
     pub fn new(
         socket: Socket,
         disk: Arc<Disk>,
+        maps: Option<MapKeeper>,
         crew: Crew,
         events: Events,
     ) -> Result<VhostUserBlk, VhostUserBlkError> {
-        let device = Arc::new(Front { disk: disk.clone() });
+        let maps = maps.map(Arc::new);
+        let device = Arc::new(Front {
+            disk: disk.clone(),
+            maps: maps.clone(),
+        });
         let rings = Arc::new(Back { crew });
         let door = match socket {
             Socket::Listening(listener) => Door::listen(listener, device, rings, events)?,
             Socket::Connected(stream) => Door::connected(stream, device, rings, events)?,
         };
-        Ok(VhostUserBlk { door, disk })
+        Ok(VhostUserBlk { door, disk, maps })
+    }
+
+    /// The graph may have changed.
+    pub fn follow_image(&self, control: &mut Control) {
+        if let Some(maps) = &self.maps {
+            maps.follow(control);
+        }
     }
 
     /// Where front ends knock.
@@ -62,6 +79,7 @@ impl VhostUserBlk {
 /// The disk as a session asks about it.
 struct Front {
     disk: Arc<Disk>,
+    maps: Option<Arc<MapKeeper>>,
 }
 
 impl Device for Front {
@@ -92,6 +110,19 @@ impl Device for Front {
 
     fn reset(&self) {
         self.disk.reset();
+    }
+
+    fn take_up(&self, region: MapRegion) -> Result<(), String> {
+        match &self.maps {
+            Some(maps) => maps.take_up(region),
+            None => Ok(()),
+        }
+    }
+
+    fn let_go(&self) {
+        if let Some(maps) = &self.maps {
+            maps.let_go();
+        }
     }
 }
 

@@ -247,6 +247,7 @@ impl DataLoop {
         };
         let armed = guest.is_armed();
         guest.disarm(self.lane.ring(), None);
+        guest.end_tracking(self.lane.ring());
         // The last signal leaves before whoever stops the ring is told, and by its own descriptor, not by what the number
         // means next.
         self.lane.ring().borrow_mut().submit();

@@ -2,11 +2,11 @@
 
 use super::worker::RingKey;
 use crate::stats::{Counted, Ended, Tally};
-use crate::vhost::{Link, RingStart, RingStop};
+use crate::vhost::{Guard, Link, RingStart, RingStop};
 use crate::virtio_blk::{Disk, Reply, Status};
 use ring::vring::{Chain, Notify, RingError, Vring};
-use ring::{Handle, Op, OpId};
-use std::os::fd::{AsRawFd, OwnedFd};
+use ring::{Handle, Holding, Op, OpId};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
@@ -68,6 +68,9 @@ pub(super) struct Guest {
     call: Option<OwnedFd>,
     err: Option<OwnedFd>,
     link: Link,
+    /// What the next process waits for before it begins again what this one had in flight.
+    guard: Option<Arc<Guard>>,
+    held_guard: Option<Holding>,
     /// Something was pushed since the last publish.
     pub pushed: bool,
     /// So many requests wait for the graph to be changed.
@@ -77,7 +80,12 @@ pub(super) struct Guest {
 impl Guest {
     /// Errors: the ring is not where it is said to be.
     pub(super) fn new(key: RingKey, start: RingStart, disk: Arc<Disk>) -> Result<Guest, RingError> {
-        let vring = Vring::new(start.map, &start.layout, start.features, start.next_avail)?;
+        let mut vring = Vring::new(start.map, &start.layout, start.features, start.next_avail)?;
+        let mut guard = None;
+        if let Some(tracking) = start.tracking {
+            vring.track(tracking.inflight)?;
+            guard = Some(tracking.guard);
+        }
         Ok(Guest {
             key,
             vring,
@@ -89,9 +97,27 @@ impl Guest {
             call: start.call,
             err: start.err,
             link: start.link,
+            guard,
+            held_guard: None,
             pushed: false,
             held: 0,
         })
+    }
+
+    /// Requests of the kernel's, too, keep the next process waiting, which may be under way after this one has ended.
+    pub(super) fn hold_guard(&mut self, ring: &Handle) {
+        if let Some(guard) = &self.guard {
+            self.held_guard = ring.borrow_mut().hold(guard.as_fd());
+        }
+    }
+
+    /// Nothing is under way any more.
+    pub(super) fn end_tracking(&mut self, ring: &Handle) {
+        self.vring.untrack();
+        if let Some(held) = self.held_guard.take() {
+            ring.borrow_mut().let_go(held);
+        }
+        self.guard = None;
     }
 
     /// Listens for kicks; they come out with `token`.

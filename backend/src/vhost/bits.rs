@@ -24,7 +24,8 @@ pub(super) const PROTOCOL: Protocol = Protocol::MQ
     .union(Protocol::REPLY_ACK)
     .union(Protocol::CONFIGURE_MEM_SLOTS)
     .union(Protocol::RESET_DEVICE)
-    .union(Protocol::BACKEND_REQ);
+    .union(Protocol::BACKEND_REQ)
+    .union(Protocol::INFLIGHT_SHMFD);
 
 /// What acknowledged features mean for a ring.
 pub(super) fn ring_features(acked: u64) -> RingFeatures {

@@ -308,6 +308,8 @@ impl Inner {
         let end = self.pump(front, link, &session);
         // Whatever ended it: the handler is gone, and now the rings.
         drop(draining);
+        // None runs any more, so this cannot fail.
+        let _ = session.drop_inflight();
         link.finish(end)
     }
 

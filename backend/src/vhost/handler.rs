@@ -10,7 +10,6 @@ use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::VhostUserBackend;
 use vmm_sys_util::epoll::EventSet;
 
-use super::bits;
 use super::link::describe;
 use super::session::{Memory, Session};
 use super::vring::Vring;
@@ -43,7 +42,7 @@ impl VhostUserBackend for Handler {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        bits::PROTOCOL
+        self.session.protocol()
     }
 
     fn reset_device(&self) {

@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as Protocol};
 
+use ring::vring::RING_SIZE_MAX;
+
 use super::CONFIG_BYTES_MAX;
 use super::fds::is_eventfd;
 use super::memory::Slot;
@@ -38,6 +40,31 @@ pub(super) enum Request {
     GetMaxMemSlots,
     AddMemReg(Slot, OwnedFd),
     RemMemReg(Slot),
+    GetInflightFd(RegionShape),
+    SetInflightFd(RegionShape, OwnedFd),
+}
+
+/// The inflight region as messages describe it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RegionShape {
+    pub(super) len_bytes: u64,
+    /// Where it begins in its file.
+    pub(super) offset: u64,
+    pub(super) queues: u16,
+    /// Entries of each queue.
+    pub(super) queue_size: u16,
+}
+
+impl RegionShape {
+    /// As it is on the wire: a C struct, so that its end is padded to 24 bytes.
+    pub(super) fn to_bytes(self) -> [u8; 24] {
+        let mut bytes = [0; 24];
+        bytes[0..8].copy_from_slice(&self.len_bytes.to_ne_bytes());
+        bytes[8..16].copy_from_slice(&self.offset.to_ne_bytes());
+        bytes[16..18].copy_from_slice(&self.queues.to_ne_bytes());
+        bytes[18..20].copy_from_slice(&self.queue_size.to_ne_bytes());
+        bytes
+    }
 }
 
 /// Where the front end says a ring lies, in its own addresses.
@@ -173,6 +200,8 @@ pub(super) const SPECS: &[Spec] = &[
     spec!(SET_BACKEND_REQ_FD,    EMPTY,           Fds::Exact(1),   Ack,   None),
     spec!(GET_CONFIG,            Body::Config,    NONE,            Reply, Some(Protocol::CONFIG)),
     spec!(SET_CONFIG,            Body::Config,    NONE,            Ack,   Some(Protocol::CONFIG)),
+    spec!(GET_INFLIGHT_FD,       Body::Exact(24), NONE,            Reply, Some(Protocol::INFLIGHT_SHMFD)),
+    spec!(SET_INFLIGHT_FD,       Body::Exact(24), Fds::Exact(1),   Ack,   Some(Protocol::INFLIGHT_SHMFD)),
     spec!(RESET_DEVICE,          EMPTY,           NONE,            Ack,   None),
     spec!(GET_MAX_MEM_SLOTS,     EMPTY,           NONE,            Reply, Some(Protocol::CONFIGURE_MEM_SLOTS)),
     spec!(ADD_MEM_REG,           Body::Exact(40), Fds::Exact(1),   Ack,   Some(Protocol::CONFIGURE_MEM_SLOTS)),
@@ -282,6 +311,8 @@ impl Parser<'_> {
             // The single slot of these two follows eight bytes of padding.
             FrontendReq::ADD_MEM_REG => Request::AddMemReg(slot(self.body, 8), self.one(fds)?),
             FrontendReq::REM_MEM_REG => Request::RemMemReg(slot(self.body, 8)),
+            FrontendReq::GET_INFLIGHT_FD => Request::GetInflightFd(self.region()?),
+            FrontendReq::SET_INFLIGHT_FD => Request::SetInflightFd(self.region()?, self.one(fds)?),
             other => return Err(Malformed::Unknown { code: other.into() }),
         })
     }
@@ -307,6 +338,24 @@ impl Parser<'_> {
         // A split ring's index has 16 bits.
         self.short(word(self.body, 4))?;
         Ok(Request::SetVringBase { index })
+    }
+
+    fn region(&self) -> Result<RegionShape, Malformed> {
+        let half = |at: usize| u16::from_ne_bytes([self.body[at], self.body[at + 1]]);
+        let shape = RegionShape {
+            len_bytes: long(self.body, 0),
+            offset: long(self.body, 8),
+            queues: half(16),
+            queue_size: half(18),
+        };
+        if shape.queues == 0 || shape.queues > self.queues {
+            return self.value(shape.queues.into());
+        }
+        match shape.queue_size {
+            0 => self.value(0),
+            size if size > RING_SIZE_MAX => self.value(size.into()),
+            _ => Ok(shape),
+        }
     }
 
     fn one(&self, mut fds: Vec<OwnedFd>) -> Result<OwnedFd, Malformed> {

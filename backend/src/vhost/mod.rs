@@ -12,7 +12,9 @@ mod channel;
 mod door;
 mod fds;
 mod handler;
+mod inflight;
 mod link;
+mod map_log;
 mod memory;
 mod message;
 mod private;
@@ -29,7 +31,9 @@ use std::sync::Arc;
 use ring::vring::{GuestMap, Layout, RingFeatures};
 
 pub use door::{Accepted, Door, DoorEvent, Events, StillDraining};
+pub use inflight::{Guard, Tracking};
 pub use link::{End, Link};
+pub use map_log::{Found, MapRegion};
 
 /// What runs the rings: the queue threads.
 ///
@@ -67,6 +71,8 @@ pub struct RingStart {
     pub features: RingFeatures,
     /// Guest memory; whoever holds it keeps it mapped.
     pub map: Arc<GuestMap>,
+    /// Where the front end keeps what is in flight, if it does.
+    pub tracking: Option<Tracking>,
     /// The guest signals it for new buffers.
     pub kick: OwnedFd,
     /// We signal it for used buffers; never blocks.
@@ -122,6 +128,15 @@ pub trait Device: Send + Sync {
 
     /// Back to the state before the driver came (RESET_DEVICE). No ring runs.
     fn reset(&self);
+
+    /// The front end keeps a region where the disk's map can be logged, or takes over one in which it was. No ring runs.
+    ///
+    /// # Errors
+    /// What is in the region cannot be taken up: the disk is not what the guest saw.
+    fn take_up(&self, region: MapRegion) -> Result<(), String>;
+
+    /// The region is the device's no more. No ring runs.
+    fn let_go(&self);
 }
 
 /// vhost-user.rst, "Virtio device config space": the largest payload (QEMU's VHOST_USER_MAX_CONFIG_SIZE).

@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as Protocol};
 
-use super::bits;
 use super::channel::Channel;
 use super::handler::config_space;
+use super::inflight::{self, InflightError, Region};
 use super::link::{End, Link, describe};
 use super::memory::Table;
-use super::message::{Answered, ConfigRange, Malformed, Request, Spec, spec_of};
+use super::message::{Answered, ConfigRange, Malformed, RegionShape, Request, Spec, spec_of};
 use super::session::{Session, SessionError, Unreachable};
 use super::wire::{self, Header, Message};
 
@@ -41,6 +41,8 @@ enum Outcome {
     Done,
     /// The body of its own reply.
     Reply(Vec<u8>),
+    /// It was answered already.
+    Replied,
 }
 
 /// How a request failed.
@@ -55,6 +57,12 @@ enum Failure {
 
 impl From<SessionError> for Failure {
     fn from(error: SessionError) -> Failure {
+        Failure::Refused(describe(&error))
+    }
+}
+
+impl From<InflightError> for Failure {
+    fn from(error: InflightError) -> Failure {
         Failure::Refused(describe(&error))
     }
 }
@@ -140,6 +148,7 @@ impl<'a> Pump<'a> {
     fn answer(&self, spec: &Spec, header: &Header, outcome: Outcome) -> Result<(), End> {
         match (spec.answered, outcome) {
             (Answered::Reply, Outcome::Reply(body)) => self.reply(header.code, &body),
+            (_, Outcome::Replied) => Ok(()),
             _ if self.wants_ack(header) => self.reply(header.code, &0u64.to_ne_bytes()),
             _ => Ok(()),
         }
@@ -227,6 +236,10 @@ impl<'a> Pump<'a> {
                 self.link.set_channel(channel);
                 return Ok(Outcome::Done);
             }
+            Request::GetInflightFd(shape) => return self.get_inflight(spec, shape),
+            Request::SetInflightFd(shape, fd) => {
+                return self.set_inflight(shape, fd);
+            }
             Request::GetConfig(range) => return self.get_config(range, &message.body),
             Request::SetConfig { range, bytes } => return self.set_config(range, &bytes),
             Request::ResetDevice => self.session.reset(),
@@ -252,9 +265,30 @@ impl<'a> Pump<'a> {
         self.settle(Unreachable::Refuse)
     }
 
+    /// A fresh region, which the front end is to keep; nothing of it is kept here.
+    fn get_inflight(&self, spec: &Spec, shape: RegionShape) -> Result<Outcome, Failure> {
+        let (shape, fd) = inflight::create(shape)?;
+        let body = shape.to_bytes();
+        let header = Header::reply(spec.code.into(), body.len() as u32);
+        let sent = wire::send(self.front, header, &body, &[fd]);
+        sent.map_err(|error| Failure::Over(End::Refused(format!("cannot reply: {error}"))))?;
+        Ok(Outcome::Replied)
+    }
+
+    fn set_inflight(&self, shape: RegionShape, fd: OwnedFd) -> Result<Outcome, Failure> {
+        self.session.drop_inflight()?;
+        let region = Region::take_over(shape, fd)?;
+        if let Some(log) = region.map_region() {
+            let taken_up = self.session.device.take_up(log);
+            taken_up.map_err(Failure::Refused)?;
+        }
+        self.session.set_inflight(region);
+        Ok(Outcome::Done)
+    }
+
     fn set_protocol(&mut self, features: u64) -> Result<Outcome, Failure> {
-        let wanted =
-            Protocol::from_bits(features).filter(|wanted| bits::PROTOCOL.contains(*wanted));
+        let wanted = Protocol::from_bits(features)
+            .filter(|wanted| self.session.protocol().contains(*wanted));
         let Some(wanted) = wanted else {
             return Err(SessionError::Features { features }.into());
         };
@@ -265,7 +299,7 @@ impl<'a> Pump<'a> {
 
     fn acknowledge_all(&self) -> Result<Outcome, Failure> {
         let code = FrontendReq::SET_PROTOCOL_FEATURES;
-        let all = bits::PROTOCOL.bits().to_ne_bytes();
+        let all = self.session.protocol().bits().to_ne_bytes();
         self.forward(code, Answered::Ack, &all, &[])
     }
 

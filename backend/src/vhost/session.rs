@@ -7,10 +7,12 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ring::vring::GuestMap;
+use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 use vhost_user_backend::{VringMutex, VringT};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use super::bits;
+use super::inflight::{self, InflightError, Region};
 use super::link::{Link, describe};
 use super::memory::{MemoryError, Table};
 use super::message::RingAddress;
@@ -36,6 +38,7 @@ struct State {
     table: Table,
     next_table: Table,
     map: Option<Arc<GuestMap>>,
+    inflight: Option<Region>,
     rings: Vec<Ring>,
     /// Why the handler refused the last message; the crate does not carry it.
     fault: Option<String>,
@@ -86,6 +89,8 @@ pub(super) enum SessionError {
     Fds(#[source] std::io::Error),
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Inflight(#[from] InflightError),
 }
 
 /// What to do with a ring that should run, but whose memory is not there.
@@ -117,6 +122,15 @@ impl Session {
     /// Every feature on offer.
     pub(super) fn features(&self) -> u64 {
         self.device.features() | bits::TRANSPORT
+    }
+
+    /// Every protocol feature on offer.
+    pub(super) fn protocol(&self) -> Protocol {
+        let (queues, size) = (self.device.queues(), self.device.ring_size_max());
+        match inflight::may_be_made(queues, size) {
+            true => bits::PROTOCOL,
+            false => bits::PROTOCOL.difference(Protocol::INFLIGHT_SHMFD),
+        }
     }
 
     pub(super) fn table(&self) -> Table {
@@ -223,6 +237,23 @@ impl Session {
             ring.news.err = true;
             ring.err = err;
         });
+    }
+
+    /// What is in flight is kept in `region` from now on, and taken up from there.
+    pub(super) fn set_inflight(&self, region: Region) {
+        self.lock().inflight = Some(region);
+    }
+
+    /// Gives up the region there is, so that the next can be taken over. Errors: a ring that uses it is running.
+    pub(super) fn drop_inflight(&self) -> Result<(), SessionError> {
+        let mut state = self.lock();
+        if let Some(index) = state.rings.iter().position(|ring| ring.running) {
+            return Err(running(index));
+        }
+        if state.inflight.take().is_some() {
+            self.device.let_go();
+        }
+        Ok(())
     }
 
     /// Announces the table whose slots the handler is about to map. No ring runs until `settle`.
@@ -391,7 +422,10 @@ impl State {
         let (Some(layout), Some(map), Some(kick)) = (layout, self.map.clone(), kick) else {
             return Ok(None);
         };
+        let region = self.inflight.as_ref();
+        let tracking = region.map(|region| region.tracking(index)).transpose()?;
         Ok(Some(RingStart {
+            tracking,
             layout,
             next_avail: ring.queue.queue_next_avail(),
             features: bits::ring_features(self.features.unwrap_or(0)),

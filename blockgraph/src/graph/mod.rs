@@ -13,6 +13,7 @@ pub mod gate;
 mod gone;
 pub mod journals;
 mod made;
+pub mod map_logs;
 pub mod name;
 pub mod open;
 mod overlay;

@@ -6,7 +6,7 @@
 
 use super::{Body, Graph, Role};
 use crate::map::DEPTH_MAX;
-use crate::node::{NodeId, Zeroing};
+use crate::node::{FileIdentity, NodeId, Zeroing};
 use crate::request::Unmap;
 use std::collections::BTreeSet;
 
@@ -31,6 +31,29 @@ impl Graph {
             }
         }
         false
+    }
+
+    /// The image whose map says where what is written to `id` goes, if one does: `id` itself, or what is below it through
+    /// filters and raw nodes alone.
+    pub fn mapping_image(&self, id: NodeId) -> Option<NodeId> {
+        let mut id = self.skip_filters(id);
+        for _ in 0..DEPTH_MAX {
+            let node = self.node(id)?;
+            let Body::Driver(driver) = node.body() else {
+                return None;
+            };
+            if driver.as_qcow2().is_some() {
+                return Some(id);
+            }
+            id = self.skip_filters(node.shape().child(Role::Image)?);
+        }
+        None
+    }
+
+    /// The file that `id` is in, past filters and formats on the way, if it is in one of this machine.
+    pub fn file_identity(&self, id: NodeId) -> Option<FileIdentity> {
+        let origin = super::gate::origin(self, id).ok()?;
+        Some(origin.identity)
     }
 
     /// The first node from `id` down that is no filter: `id` itself if it is none.

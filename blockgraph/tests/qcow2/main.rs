@@ -16,6 +16,7 @@ mod header;
 mod interop_admin;
 mod interop_check;
 mod interop_create;
+mod killed;
 mod lanes;
 mod overlap;
 mod overlap_later;

@@ -59,6 +59,9 @@ pub enum RingError {
     /// Guest memory vanished while in use (its file was truncated).
     #[error("guest memory vanished while in use")]
     Poisoned,
+    /// What is in flight of the ring cannot be kept where the front end says.
+    #[error("a ring of {size} entries does not fit the inflight region")]
+    Untracked { size: u16 },
     /// The memory map cannot be changed under chains in flight.
     #[error("{count} chains are in flight")]
     InFlight { count: u16 },

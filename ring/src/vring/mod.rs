@@ -7,7 +7,9 @@ mod area;
 mod bits;
 mod chain;
 mod error;
+mod inflight;
 mod map;
+mod shared;
 mod sigbus;
 mod split;
 #[cfg(test)]
@@ -16,7 +18,9 @@ mod walk;
 
 pub use chain::{Chain, Shape};
 pub use error::{Part, RingError};
+pub use inflight::Inflight;
 pub use map::{BadAddress, GuestMap, MapError, Region};
+pub use shared::SharedWords;
 pub use split::{Notify, Pending, Popped, Vring};
 
 /// The largest split ring (virtio 1.2, 2.7: "The maximum Queue Size value is 32768").

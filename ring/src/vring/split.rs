@@ -9,6 +9,7 @@ use std::sync::atomic::{Ordering, fence};
 use super::area::Area;
 use super::bits::Bits;
 use super::chain::Chain;
+use super::inflight::Inflight;
 use super::map::GuestMap;
 use super::walk::{Places, Walk};
 use super::{EventIdx, Layout, RingError, RingFeatures, need_event};
@@ -75,6 +76,10 @@ pub struct Vring {
     owed: Owed,
     in_flight: u16,
     heads: Bits,
+    /// Where the front end keeps what is in flight, if it does.
+    inflight: Option<Inflight>,
+    /// Heads that an earlier process had in flight, to be popped before any other; the first one last.
+    again: Vec<u16>,
     layout: Layout,
     map: Arc<GuestMap>,
 }
@@ -111,9 +116,44 @@ impl Vring {
             published: next_used,
             owed: Owed::Signal,
             in_flight: 0,
+            inflight: None,
+            again: Vec::new(),
             layout: *layout,
             map,
         })
+    }
+
+    /// Keeps what is in flight in `inflight` from now on. If it is an earlier process's of this ring, what that had in flight
+    /// is popped again, first, and the ring goes on where that had got to. Before the first pop.
+    ///
+    /// # Errors
+    /// `Untracked` if the ring is larger than the region.
+    pub fn track(&mut self, mut inflight: Inflight) -> Result<(), RingError> {
+        let size = self.area.size();
+        if size > inflight.size() {
+            return Err(RingError::Untracked { size });
+        }
+        let found = inflight.take_over(size, self.next_used);
+        if found.used_before {
+            // All that was popped was either answered or is in flight. As many as there are entries at the most.
+            let count = found.again.len() as u16;
+            self.next_avail = self.next_used.wrapping_add(count);
+            self.avail_seen = self.next_avail;
+        }
+        self.again = found.again;
+        self.again.reverse();
+        self.inflight = Some(inflight);
+        Ok(())
+    }
+
+    /// Keeps what is in flight no longer; if that is nothing, the next ring begins where it is told to.
+    pub fn untrack(&mut self) {
+        if let Some(inflight) = self.inflight.take()
+            && self.in_flight == 0
+            && self.again.is_empty()
+        {
+            inflight.end();
+        }
     }
 
     /// Takes the next chain into `chain`, whose earlier content is lost.
@@ -123,10 +163,33 @@ impl Vring {
     #[inline]
     pub fn pop(&mut self, chain: &mut Chain) -> Result<Popped, RingError> {
         chain.clear();
+        if !self.again.is_empty() {
+            return self.pop_again(chain);
+        }
         if self.next_avail == self.avail_seen && self.look()? == Pending::Nothing {
             return Ok(Popped::Empty);
         }
         let head = self.area.avail_head(self.next_avail);
+        self.take(head, chain)?;
+        self.next_avail = self.next_avail.wrapping_add(1);
+        Ok(Popped::Chain)
+    }
+
+    /// What an earlier process had in flight; it is marked so already.
+    #[cold]
+    fn pop_again(&mut self, chain: &mut Chain) -> Result<Popped, RingError> {
+        if self.map.poisoned() {
+            return Err(RingError::Poisoned);
+        }
+        if let Some(&head) = self.again.last() {
+            self.take(head, chain)?;
+            self.again.pop();
+        }
+        Ok(Popped::Chain)
+    }
+
+    #[inline]
+    fn take(&mut self, head: u16, chain: &mut Chain) -> Result<(), RingError> {
         self.check_head(head)?;
         chain.head = head;
         let walk = Walk {
@@ -141,10 +204,12 @@ impl Vring {
             chain.clear();
             return Err(error);
         }
+        if let Some(inflight) = &mut self.inflight {
+            inflight.began(head);
+        }
         self.heads.set(head);
         self.in_flight += 1;
-        self.next_avail = self.next_avail.wrapping_add(1);
-        Ok(Popped::Chain)
+        Ok(())
     }
 
     /// Gives a chain back with what the device wrote into it; the driver sees it after the next `publish`.
@@ -154,6 +219,9 @@ impl Vring {
     pub fn push(&mut self, head: u16, written_bytes: u32) {
         if self.release(head) {
             self.area.set_used_elem(self.next_used, head, written_bytes);
+            if let Some(inflight) = &self.inflight {
+                inflight.pushed(head);
+            }
             self.next_used = self.next_used.wrapping_add(1);
         }
     }
@@ -171,6 +239,9 @@ impl Vring {
             return Notify::Quiet;
         }
         self.area.set_used_idx(new);
+        if let Some(inflight) = &self.inflight {
+            inflight.answered(new.wrapping_sub(old), new);
+        }
         self.published = new;
         // The index must be visible before the driver's wish is read: else both sides may miss the other's store
         // (virtio 1.2, 2.7.13.4.1 shows the same barrier on the driver's side).
@@ -214,10 +285,10 @@ impl Vring {
         }
     }
 
-    /// True if the driver has made chains available: one load, for polling.
+    /// True if there are chains to pop: one load, for polling.
     #[inline]
     pub fn has_work(&self) -> bool {
-        self.area.avail_idx() != self.next_avail
+        self.area.avail_idx() != self.next_avail || !self.again.is_empty()
     }
 
     /// The next slot of the available ring: what GET_VRING_BASE answers once nothing is in flight.
@@ -270,7 +341,7 @@ impl Vring {
     #[inline]
     fn look(&mut self) -> Result<Pending, RingError> {
         let (idx, next, size) = (self.area.avail_idx(), self.next_avail, self.area.size());
-        if self.map.poisoned() {
+        if self.map.poisoned() || self.inflight.as_ref().is_some_and(Inflight::poisoned) {
             return Err(RingError::Poisoned);
         }
         if idx.wrapping_sub(next) > size {

@@ -7,13 +7,14 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures as Protocol,
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight,
+    VhostUserProtocolFeatures as Protocol,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::front::{FrontEnd, RingAddresses, protocol};
+use super::front::{FrontEnd, Inflight, RingAddresses, protocol};
 use super::memory::Region;
 use super::patience;
 
@@ -184,5 +185,25 @@ impl FrontEnd for CrateFront {
 
     fn reset_device(&mut self) -> io::Result<()> {
         self.front.reset_device().map_err(told)
+    }
+
+    fn get_inflight(&mut self, queues: u16, size: u16) -> io::Result<Inflight> {
+        let asked = VhostUserInflight::new(0, 0, queues, size);
+        let (shape, file) = self.front.get_inflight_fd(&asked).map_err(told)?;
+        let shape = (
+            shape.mmap_size,
+            shape.mmap_offset,
+            shape.num_queues,
+            shape.queue_size,
+        );
+        let fd = file.into();
+        Ok(Inflight { shape, fd })
+    }
+
+    fn set_inflight(&mut self, inflight: &Inflight) -> io::Result<()> {
+        let (len, offset, queues, size) = inflight.shape;
+        let shape = VhostUserInflight::new(len, offset, queues, size);
+        let fd = inflight.fd.as_raw_fd();
+        self.front.set_inflight_fd(&shape, fd).map_err(told)
     }
 }

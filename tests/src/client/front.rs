@@ -4,7 +4,7 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -64,7 +64,8 @@ pub const VMM_PROTOCOL: u64 = protocol::MQ
     | protocol::BACKEND_REQ
     | protocol::CONFIG
     | protocol::RESET_DEVICE
-    | protocol::CONFIGURE_MEM_SLOTS;
+    | protocol::CONFIGURE_MEM_SLOTS
+    | protocol::INFLIGHT_SHMFD;
 
 /// Ring addresses in the front end's own address space, as SET_VRING_ADDR carries them.
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +76,22 @@ pub struct RingAddresses {
     pub used: u64,
     /// Available ring.
     pub avail: u64,
+}
+
+/// The inflight region that a front end keeps for its back ends.
+#[derive(Debug)]
+pub struct Inflight {
+    /// Its length and where it begins, in bytes; queues, and entries of each.
+    pub shape: (u64, u64, u16, u16),
+    /// The memory.
+    pub fd: OwnedFd,
+}
+
+/// The body of GET_INFLIGHT_FD and SET_INFLIGHT_FD.
+pub fn inflight_payload((len, offset, queues, size): (u64, u64, u16, u16)) -> Vec<u8> {
+    let mut payload = words64(&[len, offset]);
+    payload.extend(words32(&[u32::from(queues) | u32::from(size) << 16, 0]));
+    payload
 }
 
 /// One method per message. An error is a NAK, a closed connection or a deadline passed.
@@ -102,6 +119,8 @@ pub trait FrontEnd: Debug + Send {
     fn set_config(&mut self, offset: u32, flags: u32, bytes: &[u8]) -> io::Result<()>;
     fn set_backend_req_fd(&mut self, fd: RawFd) -> io::Result<()>;
     fn reset_device(&mut self) -> io::Result<()>;
+    fn get_inflight(&mut self, queues: u16, size: u16) -> io::Result<Inflight>;
+    fn set_inflight(&mut self, inflight: &Inflight) -> io::Result<()>;
     /// The connection itself, where one can get at it.
     fn wire(&self) -> Option<&Wire> {
         None
@@ -335,6 +354,27 @@ impl FrontEnd for Speaker {
 
     fn reset_device(&mut self) -> io::Result<()> {
         self.tell(req::RESET_DEVICE, &[], &[])
+    }
+
+    fn get_inflight(&mut self, queues: u16, size: u16) -> io::Result<Inflight> {
+        let payload = inflight_payload((0, 0, queues, size));
+        self.wire.send(req::GET_INFLIGHT_FD, 0, &payload, &[])?;
+        let (reply, fd) = self.wire.recv_with_fd()?;
+        let long = |at: usize| u64::from_le_bytes(*reply.payload[at..].first_chunk().unwrap());
+        if reply.request != req::GET_INFLIGHT_FD || reply.payload.len() != 24 {
+            return Err(io::Error::other(format!("answered {reply:?}")));
+        }
+        let counts = long(16);
+        Ok(Inflight {
+            shape: (long(0), long(8), counts as u16, (counts >> 16) as u16),
+            fd: fd.ok_or_else(|| io::Error::other("no descriptor"))?,
+        })
+    }
+
+    fn set_inflight(&mut self, inflight: &Inflight) -> io::Result<()> {
+        let payload = inflight_payload(inflight.shape);
+        let fds = [inflight.fd.as_raw_fd()];
+        self.tell(req::SET_INFLIGHT_FD, &payload, &fds)
     }
 
     fn wire(&self) -> Option<&Wire> {

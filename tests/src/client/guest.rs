@@ -9,7 +9,8 @@ use super::blk::{Done, Request, Table, UNTOUCHED, Where};
 use super::crate_front::CrateFront;
 use super::deadline;
 use super::front::{
-    Agreed, FrontEnd, GUEST_FEATURES, Habits, RingAddresses, Speaker, feature, negotiate,
+    Agreed, FrontEnd, GUEST_FEATURES, Habits, Inflight, RingAddresses, Speaker, feature, negotiate,
+    protocol,
 };
 use super::memory::{BORDER, HIGH, Memory, Region};
 use super::ring::{Buffer, DESC_BYTES, Place, Ring, Suppression, table_of};
@@ -119,6 +120,8 @@ pub struct Guest {
     pub agreed: Agreed,
     /// How it was set up.
     pub setup: Setup,
+    /// What the back end gave to be kept for the next one, if it can.
+    pub inflight: Option<Inflight>,
     scratch: u64,
 }
 
@@ -126,9 +129,35 @@ impl Guest {
     /// Connects, negotiates, announces memory and starts the rings.
     pub fn start(socket: &Path, setup: Setup) -> io::Result<Guest> {
         let mut guest = Guest::connect(socket, setup)?;
-        guest.announce_memory()?;
-        guest.start_rings()?;
+        guest.begin()?;
         Ok(guest)
+    }
+
+    fn begin(&mut self) -> io::Result<()> {
+        if self.agreed.protocol & protocol::INFLIGHT_SHMFD != 0 {
+            let inflight = match self.inflight.take() {
+                Some(inflight) => inflight,
+                None => {
+                    let Setup {
+                        queues, ring_size, ..
+                    } = self.setup;
+                    self.front.get_inflight(queues, ring_size)?
+                }
+            };
+            self.front.set_inflight(&inflight)?;
+            self.inflight = Some(inflight);
+        }
+        self.announce_memory()?;
+        self.start_rings()
+    }
+
+    /// Another back end takes over from one that is gone, with the rings as that has left them.
+    pub fn reconnect(&mut self, socket: &Path) -> io::Result<()> {
+        let client = self.setup.client;
+        let mut front = client.connect(socket)?;
+        self.agreed = negotiate(front.as_mut(), client.habits(), self.setup.features)?;
+        self.front = front;
+        self.begin()
     }
 
     /// Connects and negotiates; memory and rings exist but the back end has not heard of them.
@@ -153,6 +182,7 @@ impl Guest {
             rings,
             agreed,
             setup,
+            inflight: None,
             scratch: HIGH,
         })
     }
@@ -188,7 +218,8 @@ impl Guest {
         self.front.set_vring_num(queue, ring.size)?;
         match self.setup.client.habits() {
             Habits::Qemu => {
-                self.front.set_vring_base(queue, ring.last_used())?;
+                // What the device told the guest, of whom the front end knows no more.
+                self.front.set_vring_base(queue, ring.used_idx())?;
                 self.front.set_vring_addr(queue, at)?;
                 self.front.set_vring_kick(queue, &ring.kick_fd)?;
                 self.front.set_vring_call(queue, &ring.call_fd)?;

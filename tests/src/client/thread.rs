@@ -165,6 +165,7 @@ impl Desk {
                 indirect: Indirect::Off,
             },
             map: self.map.clone(),
+            tracking: None,
             kick,
             call: Some(self.ring.call_fd.as_fd_owned()),
             err: Some(self.ring.err_fd.as_fd_owned()),

@@ -3,7 +3,7 @@
 //! Nothing is checked on the way out: a hostile front end is the point.
 
 use std::io::{self, Read, Write};
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -127,6 +127,10 @@ impl Wire {
     pub fn recv(&self) -> io::Result<Reply> {
         let mut header = [0u8; HEADER_BYTES];
         (&self.socket).read_exact(&mut header)?;
+        self.rest(header)
+    }
+
+    fn rest(&self, header: [u8; HEADER_BYTES]) -> io::Result<Reply> {
         let word = |at: usize| {
             u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
         };
@@ -141,6 +145,14 @@ impl Wire {
             flags: word(4),
             payload,
         })
+    }
+
+    /// Receives one message and a descriptor that may come with it.
+    pub fn recv_with_fd(&self) -> io::Result<(Reply, Option<OwnedFd>)> {
+        let mut header = [0u8; HEADER_BYTES];
+        let (got, file) = self.socket.recv_with_fd(&mut header)?;
+        (&self.socket).read_exact(&mut header[got..])?;
+        Ok((self.rest(header)?, file.map(OwnedFd::from)))
     }
 
     /// Waits at most `limit` for the peer to close; bytes that come first are thrown away.

@@ -5,6 +5,7 @@ mod discard;
 mod filesystem;
 mod fio;
 mod harness;
+mod killed;
 mod live;
 mod qcow2;
 mod read_only;

@@ -11,6 +11,7 @@
 
 mod chains;
 mod fd_messages;
+mod inflight_messages;
 mod live;
 mod memory_messages;
 mod messages;

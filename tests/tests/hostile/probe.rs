@@ -163,6 +163,7 @@ fn refuses(sent: &Sent, payload: &[u8]) -> bool {
         | req::GET_PROTOCOL_FEATURES
         | req::GET_QUEUE_NUM
         | req::GET_MAX_MEM_SLOTS => false,
+        req::GET_INFLIGHT_FD => payload.len() != 24,
         // An answer about another queue than the one asked for.
         req::GET_VRING_BASE => payload.first_chunk::<4>() != sent.bytes[12..].first_chunk::<4>(),
         _ => payload

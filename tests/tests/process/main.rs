@@ -11,6 +11,7 @@
 
 mod ending;
 mod idle;
+mod killed;
 mod locks;
 mod nbd_client;
 mod nbd_iothread;

@@ -179,6 +179,18 @@ impl Process {
         assert_eq!(self.notification().as_deref(), Some("READY=1"));
     }
 
+    /// The same of one that may end instead.
+    pub fn becomes_ready(&self) -> bool {
+        let until = deadline();
+        while !readable(&self.notify, std::time::Duration::from_millis(20)).unwrap() {
+            if readable(&self.pidfd, std::time::Duration::ZERO).unwrap() {
+                return false;
+            }
+            assert!(Instant::now() < until, "not ready: {}", self.stderr());
+        }
+        self.notification().as_deref() == Some("READY=1")
+    }
+
     /// What it told the service manager, if anything.
     pub fn notification(&self) -> Option<String> {
         self.notify.set_nonblocking(true).unwrap();

@@ -54,7 +54,8 @@ impl DataLoop {
         start: RingStart,
         disk: Arc<Disk>,
     ) -> Result<(), String> {
-        let guest = Guest::new(key, start, disk).map_err(|error| error.to_string())?;
+        let mut guest = Guest::new(key, start, disk).map_err(|error| error.to_string())?;
+        guest.hold_guard(self.lane.ring());
         let empty = self.guests.iter().position(Option::is_none);
         let at = empty.unwrap_or_else(|| {
             self.guests.push(None);

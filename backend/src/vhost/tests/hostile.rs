@@ -1,5 +1,6 @@
 //! Messages no decent front end sends: each ends as this table says, and the door serves the next front end.
 
+use super::super::message::RegionShape;
 use super::*;
 
 /// What comes of a message that asks for an acknowledgement.
@@ -31,6 +32,18 @@ fn none<T>() -> Vec<T> {
 
 fn long(value: u64) -> Vec<u8> {
     value.to_ne_bytes().to_vec()
+}
+
+/// A region as messages describe it.
+fn region(len_bytes: u64, queues: u16, queue_size: u16) -> Vec<u8> {
+    let offset = 0;
+    let shape = RegionShape {
+        len_bytes,
+        offset,
+        queues,
+        queue_size,
+    };
+    shape.to_bytes().to_vec()
 }
 
 fn config(offset: u32, size: u32, flags: u32, bytes: usize) -> Vec<u8> {
@@ -138,12 +151,17 @@ fn cases(fds: &Fds) -> Vec<(&'static str, Fate, Say)> {
         ("remove a slot of another user",       Nak,   (38, single(Slot { user: 0, ..SLOT }), none())),
         ("remove with two descriptors",         Close, (38, single(SLOT), vec![memory, memory])),
         ("message 0",                           Nak,   (0, none(), none())),
+        ("an inflight region of no queue",      Nak,   (31, region(0, 0, 16), none())),
+        ("an inflight region of rings of 0",    Nak,   (31, region(0, 1, 0), none())),
+        ("an inflight region asked too shortly", Close, (31, long(0), none())),
+        ("an inflight region while a ring runs", Nak,  (32, region(1 << 16, 1, 16), vec![memory])),
+        ("an inflight region without memory",   Close, (32, region(1 << 16, 1, 16), none())),
         ("message of all ones",                 Nak,   (u32::MAX, none(), none())),
         ("unknown with descriptors",            Nak,   (200, long(0), vec![event, memory])),
         ("unknown with a long body",            Close, (200, vec![0; 269], none())),
     ];
     // Defined by vhost-user.rst, but their features are not on offer.
-    let undefined = [6, 7, 19, 20, 22, 23, 26, 28, 29, 30, 31, 32, 33, 35, 39, 40, 41, 42, 43, 44];
+    let undefined = [6, 7, 19, 20, 22, 23, 26, 28, 29, 30, 33, 35, 39, 40, 41, 42, 43, 44];
     cases.extend(undefined.map(|code| ("not on offer", Nak, (code, long(0), none()))));
     cases
 }

@@ -12,8 +12,8 @@ fn the_offer_is_exactly_what_is_served() {
     let expected: u64 = 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28 | DEVICE_FEATURES;
     assert_eq!(features, expected.to_ne_bytes());
     let protocol = visit.client.get(FrontendReq::GET_PROTOCOL_FEATURES, &[]);
-    // MQ 0, REPLY_ACK 3, BACKEND_REQ 5, CONFIG 9, RESET_DEVICE 13, CONFIGURE_MEM_SLOTS 15.
-    let expected: u64 = 1 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 13 | 1 << 15;
+    // MQ 0, REPLY_ACK 3, BACKEND_REQ 5, CONFIG 9, INFLIGHT_SHMFD 12, RESET_DEVICE 13, CONFIGURE_MEM_SLOTS 15.
+    let expected: u64 = 1 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 12 | 1 << 13 | 1 << 15;
     assert_eq!(protocol, expected.to_ne_bytes());
 }
 

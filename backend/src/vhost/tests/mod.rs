@@ -22,7 +22,8 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::memory::Slot;
 use super::{
-    ConfigRefused, Device, Door, DoorEvent, End, RingRefused, RingStart, RingStop, Rings, bits,
+    ConfigRefused, Device, Door, DoorEvent, End, MapRegion, RingRefused, RingStart, RingStop,
+    Rings, bits,
 };
 
 pub(super) const QUEUES: u16 = 4;
@@ -142,6 +143,12 @@ impl Device for FakeDevice {
         self.log.lock().unwrap().push(text);
         Ok(())
     }
+
+    fn take_up(&self, _region: MapRegion) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn let_go(&self) {}
 
     fn reset(&self) {
         self.log.lock().unwrap().push("reset".to_owned());

@@ -187,6 +187,36 @@ impl Alloc {
         })
     }
 
+    /// Nothing below `end` is handed out as if nobody had used it.
+    pub(crate) fn skip_to(&mut self, end: u64) {
+        self.fresh = self.fresh.max(end);
+    }
+
+    /// Raises the refcount of a cluster to 1 that was handed out before this process began, if that is not on disk. It is
+    /// below the end of what is used.
+    pub(crate) fn claim_again(&mut self, cluster: u64, refs: &mut Refcounts) -> Result<(), Lack> {
+        if refs.crowded() {
+            return Err(Lack::Need(Need::Commit));
+        }
+        if !refs.describes(cluster) {
+            let block = self.take_fresh(1, refs)?;
+            // Its own block may be the one that was missing.
+            match refs.describes(cluster) {
+                false => refs.add_block(refs.block_of(cluster), block.first << self.cluster_bits),
+                true => {
+                    refs.decrement(block.first)?;
+                    self.release(block.first);
+                }
+            }
+        }
+        match refs.get(cluster)? {
+            0 => refs.claim(cluster, 1),
+            // A commit got as far as this.
+            1 => Ok(()),
+            _ => Err(Lack::Corrupt),
+        }
+    }
+
     /// Looks through the refcounts of one more block for free clusters.
     fn look(&mut self, refs: &mut Refcounts) -> Result<(), Lack> {
         let index = refs.block_of(self.looked);

@@ -7,6 +7,7 @@
 use super::Qcow2;
 use super::cache::{Mark, Slot};
 use super::format::entry::L1Entry;
+use super::map_log::Settled;
 use super::meta::{Freed, Meta, NewTable, Why};
 use super::plan::{Ahead, Patch, Phases, SliceOut, phases};
 use super::refcount::{BlockOut, TableOut};
@@ -31,6 +32,7 @@ struct Batch<'a> {
     blocks: Vec<BlockOut>,
     table_out: TableOut,
     freed: Vec<Freed>,
+    settled: Settled,
 }
 
 /// A commit under way. Dropped, it ends: as told, or as one that wrote nothing.
@@ -105,6 +107,11 @@ impl Qcow2 {
             new_tables: meta.new_tables.clone(),
             l1: stale.map(|index| (index, meta.l1[index])).collect(),
             freed: std::mem::take(&mut meta.freed),
+            settled: meta
+                .logs
+                .iter()
+                .map(|log| (log.clone(), log.position()))
+                .collect(),
             ..Batch::default()
         };
         if !self.writer.is_lazy() {
@@ -266,6 +273,10 @@ impl Qcow2 {
         for (slot, mark) in batch.slices {
             slot.written(mark);
         }
+        batch
+            .settled
+            .iter()
+            .for_each(|(log, position)| log.settle(*position));
         batch.freed
     }
 

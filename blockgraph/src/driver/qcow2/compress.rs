@@ -40,7 +40,12 @@ impl Qcow2 {
             }
             rest = rest.after(part.len);
         }
-        self.after_change(io, Durability::Cached).await
+        // Several share a host cluster: a log of them would have to say how many.
+        let durability = match self.is_logged() {
+            true => Durability::Through,
+            false => Durability::Cached,
+        };
+        self.after_change(io, durability).await
     }
 
     async fn compress_cluster(&self, io: &Io, span: Span, mem: &Mem) -> Outcome {

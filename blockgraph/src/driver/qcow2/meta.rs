@@ -6,9 +6,11 @@
 use super::alloc::{Alloc, Content, Run, Want};
 use super::format::entry::{L1Entry, L2Entry, Malformed};
 use super::format::header::Header;
+use super::map_log::{Change, MapLog};
 use super::overlap::{Region, Section};
 use super::refcount::{Lack, Refcounts};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Why clusters were freed: the pass-discard options tell them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,6 +71,8 @@ pub(crate) struct Meta {
     /// By L1 index.
     pub(crate) new_tables: BTreeMap<usize, NewTable>,
     pub(crate) freed: Vec<Freed>,
+    /// Who keeps what is ahead of the disk, besides.
+    pub(crate) logs: Vec<Arc<dyn MapLog>>,
 }
 
 impl Meta {
@@ -87,6 +91,7 @@ impl Meta {
             added: Vec::new(),
             new_tables: BTreeMap::new(),
             freed: Vec::new(),
+            logs: Vec::new(),
         }
     }
 
@@ -156,6 +161,11 @@ impl Meta {
             }
             _ => self.freed.push(freed),
         }
+    }
+
+    /// An entry in memory has changed.
+    pub(crate) fn log(&self, change: Change) {
+        self.logs.iter().for_each(|log| log.append(change));
     }
 
     /// True if something that the guest wrote is not to be found on disk yet.

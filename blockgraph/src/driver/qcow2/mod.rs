@@ -20,6 +20,7 @@ mod free;
 mod gate;
 pub mod geometry;
 pub mod image_file;
+mod map_log;
 mod meta;
 mod open;
 mod overlap;
@@ -29,6 +30,7 @@ mod preallocate;
 mod read;
 mod refcount;
 mod release;
+mod replay;
 pub mod resize;
 mod restructure;
 pub mod snapshot;
@@ -45,8 +47,10 @@ mod zero;
 
 pub(crate) use bitmaps::load_bitmaps;
 pub use bitmaps::{NotKept, StoreError};
+pub use map_log::{Change, MapLog};
 pub use open::{Image, Options, Qcow2Error};
 pub use overlap::OverlapChecks;
+pub use replay::ReplayError;
 pub use writer::{PassDiscard, Unref, WriteOptions};
 
 use crate::filter::blkdebug::BlkdebugEvent;

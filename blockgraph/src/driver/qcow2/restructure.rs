@@ -215,7 +215,12 @@ impl Qcow2 {
         let header = read_header(&file).await?;
         let l1 = self.l1_words(&file, &header).await?;
         let size_bytes = header.size_bytes;
-        *self.meta() = Meta::new(header, l1);
+        {
+            let mut meta = self.meta();
+            let logs = std::mem::take(&mut meta.logs);
+            *meta = Meta::new(header, l1);
+            meta.logs = logs;
+        }
         self.load_refcount_table(io).await?;
         self.load_overlaps(io).await?;
         self.writer.set_lazy(false);

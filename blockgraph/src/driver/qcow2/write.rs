@@ -9,6 +9,7 @@ use super::cache::{Miss, Slot};
 use super::edge::{self, Around};
 use super::extent::extent;
 use super::format::entry::{DataIn, L2Entry, Malformed, Part};
+use super::map_log::Change;
 use super::meta::{Meta, Why};
 use super::writer::Prepared;
 use crate::filter::blkdebug::BlkdebugEvent;
@@ -356,7 +357,10 @@ impl Qcow2 {
         if new == old {
             return Ok(());
         }
-        slot.set(index, layout.encode(new));
+        let words = layout.encode(new);
+        slot.set(index, words);
+        let cluster = slot.slice() * self.geometry.slice_entries() + index as u64;
+        meta.log(Change { cluster, words });
         let keeps = old.host_cluster().is_some() && old.host_cluster() == new.host_cluster();
         if layout.data == DataIn::Image && !keeps {
             meta.free_entry(old, why);

@@ -136,7 +136,9 @@ impl Qcow2 {
     /// True if a commit should not wait for the guest's next flush.
     pub(crate) fn is_full(&self) -> bool {
         let meta = self.meta();
-        meta.dirty.len() >= self.writer.dirty_max || meta.freed.len() >= FREED_MAX
+        meta.dirty.len() >= self.writer.dirty_max
+            || meta.freed.len() >= FREED_MAX
+            || meta.logs.iter().any(|log| log.is_filling())
     }
 
     /// The node that has the metadata.

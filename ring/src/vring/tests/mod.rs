@@ -5,6 +5,7 @@ mod basics;
 mod damage;
 mod garbage;
 mod guest;
+mod inflight;
 mod litmus;
 mod memory;
 mod notify;

@@ -281,7 +281,7 @@ fn random_4k(depth: u16, direction: Direction, disk_bytes: u64) -> Load {
 
 /// A contender that is running.
 enum Entrant {
-    Backend { daemon: Running, guest: Guest },
+    Backend { daemon: Running, guest: Box<Guest> },
     Fio(PathBuf),
 }
 
@@ -315,6 +315,7 @@ fn enter(contender: &Contender, plan: &Plan) -> io::Result<Entrant> {
             if let Some(load) = first.touches {
                 load::run(&mut guest, load, TOUCHING)?;
             }
+            let guest = Box::new(guest);
             Ok(Entrant::Backend { daemon, guest })
         }
     }

@@ -115,9 +115,8 @@ fn features_are_offered(daemon: &Running, client: Client) {
     let mut wanted =
         protocol::MQ | protocol::CONFIG | protocol::REPLY_ACK | protocol::CONFIGURE_MEM_SLOTS;
     if !qsd() {
-        wanted |= protocol::RESET_DEVICE | protocol::BACKEND_REQ;
+        wanted |= protocol::RESET_DEVICE | protocol::BACKEND_REQ | protocol::INFLIGHT_SHMFD;
         assert_eq!(guest.agreed.queues, 16);
-        assert_eq!(guest.agreed.protocol_offered & protocol::INFLIGHT_SHMFD, 0);
     }
     assert_eq!(
         guest.agreed.protocol_offered & wanted,

@@ -84,7 +84,7 @@ impl Qcow2 {
 
     /// The first time clusters are wanted: says on disk that refcounts will be late, if they may be, and learns where what
     /// is used ends.
-    async fn begin_allocating(&self, io: &Io) -> Outcome {
+    pub(crate) async fn begin_allocating(&self, io: &Io) -> Outcome {
         if self.writer.may_be_lazy && !self.writer.is_lazy() {
             self.set_dirty_bit(io).await?;
         }

@@ -1,0 +1,97 @@
+//! Logs of the maps of images, as those see them who keep them: which image a node's writes go to, what is done again of its
+//! log, and when one is begun and ended.
+//!
+//! The rule: an image whose log is given up is flushed first.
+
+use super::{Body, Control, Graph};
+use crate::driver::qcow2::Qcow2;
+use crate::io::Io;
+use crate::node::{Driver, FileIdentity, NodeId, Outcome};
+use ring::Errno;
+use std::sync::Arc;
+
+pub use crate::driver::qcow2::{Change, MapLog, ReplayError};
+
+/// An image that has a map, in a file of this machine.
+#[derive(Clone, Debug)]
+pub struct MappedImage {
+    id: NodeId,
+    driver: Arc<dyn Driver>,
+    /// The file it is in.
+    pub file: FileIdentity,
+}
+
+/// It is the same image as long as nobody opened it anew.
+impl PartialEq for MappedImage {
+    fn eq(&self, other: &MappedImage) -> bool {
+        is(&self.driver, &other.driver)
+    }
+}
+
+fn is(one: &Arc<dyn Driver>, other: &Arc<dyn Driver>) -> bool {
+    std::ptr::addr_eq(Arc::as_ptr(one), Arc::as_ptr(other))
+}
+
+impl MappedImage {
+    /// The one that writes to `node` go to, if there is one.
+    pub fn of(graph: &Graph, node: NodeId) -> Option<MappedImage> {
+        let id = graph.mapping_image(node)?;
+        let Body::Driver(driver) = graph.node(id)?.body().clone() else {
+            return None;
+        };
+        let file = graph.file_identity(id)?;
+        Some(MappedImage { id, driver, file })
+    }
+
+    /// Does again what an earlier process had in memory; says how many clusters were behind. Errors: see [`ReplayError`].
+    pub fn replay(
+        &self,
+        control: &mut Control,
+        graph: &Arc<Graph>,
+        changes: Vec<Change>,
+    ) -> Result<usize, ReplayError> {
+        let work = async move |image: &Qcow2, io: &Io| image.replay(io, &changes).await;
+        self.with(control, graph, self.id, work)?
+    }
+
+    /// Has changes kept in `log`, too, from now on. Errors: those of a flush.
+    pub fn keep(&self, control: &mut Control, graph: &Arc<Graph>, log: Arc<dyn MapLog>) -> Outcome {
+        let work = async move |image: &Qcow2, io: &Io| image.keep_log(io, log).await;
+        self.with(control, graph, self.id, work)?
+    }
+
+    /// Has them kept there no longer, after a flush; one that is no node any more was flushed as it was closed. Errors: those
+    /// of the flush; the log is given up all the same.
+    pub fn end(&self, control: &mut Control, graph: &Arc<Graph>, log: &Arc<dyn MapLog>) -> Outcome {
+        let mut nodes = graph.nodes();
+        let its = nodes.find(|(_, node)| match node.body() {
+            Body::Driver(driver) => is(driver, &self.driver),
+            Body::Filter(_) => false,
+        });
+        let flushed = its.map_or(Ok(Ok(())), |(id, _)| {
+            let work = async |image: &Qcow2, io: &Io| image.flush(io).await;
+            self.with(control, graph, id, work)
+        });
+        if let Some(image) = self.driver.as_qcow2() {
+            image.drop_log(log);
+        }
+        flushed?
+    }
+
+    fn with<T: 'static>(
+        &self,
+        control: &mut Control,
+        graph: &Arc<Graph>,
+        id: NodeId,
+        work: impl AsyncFnOnce(&Qcow2, &Io) -> T + 'static,
+    ) -> Result<T, Errno> {
+        let driver = self.driver.clone();
+        let ran = control.run(graph, id, move |io| async move {
+            match driver.as_qcow2() {
+                Some(image) => Ok(work(image, &io).await),
+                None => Err(Errno::NOTSUP),
+            }
+        });
+        ran.map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno))?
+    }
+}
