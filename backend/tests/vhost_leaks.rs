@@ -66,6 +66,8 @@ impl Device for Nothing {
         Ok(())
     }
 
+    fn settle(&self) {}
+
     fn let_go(&self) {}
 
     fn reset(&self) {}

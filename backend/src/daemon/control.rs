@@ -138,6 +138,8 @@ impl Control<'_> {
             && let Some(request) = self.daemon.monitors.next()
         {
             let (session, answer) = self.daemon.execute_request(request);
+            // Whoever reads the answer may kill us.
+            self.daemon.follow_images();
             // Whoever reads the answer finds what was removed closed.
             self.forget_doors(ops);
             self.poll_doors(ops);

@@ -242,7 +242,7 @@ impl Daemon {
     pub(super) fn follow_images(&mut self) {
         for export in &self.exports {
             if let Served::VhostUserBlk { blk, .. } = &export.served {
-                blk.follow_image(&mut self.control);
+                blk.follow_image(&mut self.control, Daemon::drain_deadline);
             }
         }
     }

@@ -11,6 +11,7 @@ use blockgraph::{Current, Graph, NodeId};
 use ring::Choice;
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
 /// Keeps the log of one export.
 #[derive(Debug)]
@@ -92,7 +93,18 @@ impl MapKeeper {
                 tracing::warn!("changes of an image's map were lost: there was no room for them");
             }
         }
-        Ok(begin(&mut control, graph, region, image))
+        Ok(begin(&mut control, graph, region, image, None))
+    }
+
+    /// What is in the log is made durable.
+    pub fn settle(&self) {
+        let kept = self.kept();
+        let log = kept.as_ref().and_then(|kept| kept.log.as_ref());
+        if let (Some(Log { image, .. }), Ok(mut control)) = (log, self.control())
+            && let Err(error) = image.flush(&mut control, &self.current.get(), None)
+        {
+            tracing::warn!("an image whose map is logged cannot be flushed: {error}");
+        }
     }
 
     /// The region is somebody else's now. What was in the log is made durable.
@@ -101,13 +113,14 @@ impl MapKeeper {
             return;
         };
         if let (Some(log), Ok(mut control)) = (log, self.control()) {
-            end(&mut control, &self.current.get(), log);
+            end(&mut control, &self.current.get(), log, None);
         }
         region.clear();
     }
 
-    /// The graph may have changed: sees to it that the log is of the image that writes go to.
-    pub fn follow(&self, control: &mut Control) {
+    /// The graph may have changed: sees to it that the log is of the image that writes go to. A disk that hangs is waited for
+    /// until the deadline.
+    pub fn follow(&self, control: &mut Control, deadline: fn() -> Instant) {
         // Whoever has it now looks at the graph himself.
         let Ok(mut kept) = self.kept.try_lock() else {
             return;
@@ -121,10 +134,11 @@ impl MapKeeper {
             return;
         }
         if let Some(log) = kept.log.take() {
-            end(control, &graph, log);
+            end(control, &graph, log, Some(deadline()));
         }
         kept.region.clear();
-        kept.log = image.and_then(|image| begin(control, &graph, &kept.region, image));
+        let until = Some(deadline());
+        kept.log = image.and_then(|image| begin(control, &graph, &kept.region, image, until));
     }
 
     fn control(&self) -> Result<Control, String> {
@@ -147,9 +161,10 @@ fn begin(
     graph: &Arc<Graph>,
     region: &MapRegion,
     image: MappedImage,
+    deadline: Option<Instant>,
 ) -> Option<Log> {
     let log = region.begin(image.file, owner());
-    match image.keep(control, graph, log.clone()) {
+    match image.keep(control, graph, &log, deadline) {
         Ok(()) => Some(Log { image, log }),
         Err(error) => {
             region.clear();
@@ -161,8 +176,13 @@ fn begin(
     }
 }
 
-fn end(control: &mut Control, graph: &Arc<Graph>, Log { image, log }: Log) {
-    if let Err(error) = image.end(control, graph, &log) {
+fn end(
+    control: &mut Control,
+    graph: &Arc<Graph>,
+    Log { image, log }: Log,
+    deadline: Option<Instant>,
+) {
+    if let Err(error) = image.end(control, graph, &log, deadline) {
         tracing::warn!("an image whose map was logged cannot be flushed: {error}");
     }
 }

@@ -10,6 +10,7 @@ use blockgraph::graph::Control;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// The largest ring on offer: QEMU takes no larger one.
 const RING_SIZE_MAX: u16 = 1024;
@@ -59,9 +60,9 @@ impl VhostUserBlk {
     }
 
     /// The graph may have changed.
-    pub fn follow_image(&self, control: &mut Control) {
+    pub fn follow_image(&self, control: &mut Control, deadline: fn() -> Instant) {
         if let Some(maps) = &self.maps {
-            maps.follow(control);
+            maps.follow(control, deadline);
         }
     }
 
@@ -116,6 +117,12 @@ impl Device for Front {
         match &self.maps {
             Some(maps) => maps.take_up(region),
             None => Ok(()),
+        }
+    }
+
+    fn settle(&self) {
+        if let Some(maps) = &self.maps {
+            maps.settle();
         }
     }
 

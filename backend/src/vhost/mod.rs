@@ -135,6 +135,9 @@ pub trait Device: Send + Sync {
     /// What is in the region cannot be taken up: the disk is not what the guest saw.
     fn take_up(&self, region: MapRegion) -> Result<(), String>;
 
+    /// The last ring has stopped, perhaps for the guest to go elsewhere: what is in the region is to be on the disk.
+    fn settle(&self);
+
     /// The region is the device's no more. No ring runs.
     fn let_go(&self);
 }

@@ -289,6 +289,9 @@ impl Session {
             ring.kick = None;
             ring.call = None;
         }
+        if state.inflight.is_some() && state.rings.iter().all(|ring| !ring.running) {
+            self.device.settle();
+        }
     }
 
     /// Stops every ring; what is configured stays.

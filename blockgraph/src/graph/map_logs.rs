@@ -1,7 +1,7 @@
 //! Logs of the maps of images, as those see them who keep them: which image a node's writes go to, what is done again of its
 //! log, and when one is begun and ended.
 //!
-//! The rule: an image whose log is given up is flushed first.
+//! The rule: an image whose log is given up is flushed first. Whoever may not wait for a disk says until when he does.
 
 use super::{Body, Control, Graph};
 use crate::driver::qcow2::Qcow2;
@@ -9,6 +9,7 @@ use crate::io::Io;
 use crate::node::{Driver, FileIdentity, NodeId, Outcome};
 use ring::Errno;
 use std::sync::Arc;
+use std::time::Instant;
 
 pub use crate::driver::qcow2::{Change, MapLog, ReplayError};
 
@@ -51,31 +52,58 @@ impl MappedImage {
         changes: Vec<Change>,
     ) -> Result<usize, ReplayError> {
         let work = async move |image: &Qcow2, io: &Io| image.replay(io, &changes).await;
-        self.with(control, graph, self.id, work)?
+        self.with(control, graph, self.id, None, work)?
     }
 
-    /// Has changes kept in `log`, too, from now on. Errors: those of a flush.
-    pub fn keep(&self, control: &mut Control, graph: &Arc<Graph>, log: Arc<dyn MapLog>) -> Outcome {
-        let work = async move |image: &Qcow2, io: &Io| image.keep_log(io, log).await;
-        self.with(control, graph, self.id, work)?
+    /// Has changes kept in `log`, too, from now on. Errors: those of a flush, ETIMEDOUT; they are not kept then.
+    pub fn keep(
+        &self,
+        control: &mut Control,
+        graph: &Arc<Graph>,
+        log: &Arc<dyn MapLog>,
+        deadline: Option<Instant>,
+    ) -> Outcome {
+        let its = log.clone();
+        let work = async move |image: &Qcow2, io: &Io| image.keep_log(io, its).await;
+        let kept = self.with(control, graph, self.id, deadline, work);
+        if let (Err(_), Some(image)) = (&kept, self.driver.as_qcow2()) {
+            image.drop_log(log);
+        }
+        kept?
     }
 
-    /// Has them kept there no longer, after a flush; one that is no node any more was flushed as it was closed. Errors: those
-    /// of the flush; the log is given up all the same.
-    pub fn end(&self, control: &mut Control, graph: &Arc<Graph>, log: &Arc<dyn MapLog>) -> Outcome {
-        let mut nodes = graph.nodes();
-        let its = nodes.find(|(_, node)| match node.body() {
+    /// Makes durable what is logged; one that is no node any more was flushed as it was closed. Errors: those of the flush,
+    /// ETIMEDOUT.
+    pub fn flush(
+        &self,
+        control: &mut Control,
+        graph: &Arc<Graph>,
+        deadline: Option<Instant>,
+    ) -> Outcome {
+        let its = graph.nodes().find(|(_, node)| match node.body() {
             Body::Driver(driver) => is(driver, &self.driver),
             Body::Filter(_) => false,
         });
-        let flushed = its.map_or(Ok(Ok(())), |(id, _)| {
-            let work = async |image: &Qcow2, io: &Io| image.flush(io).await;
-            self.with(control, graph, id, work)
-        });
+        let Some((id, _)) = its else {
+            return Ok(());
+        };
+        let work = async |image: &Qcow2, io: &Io| image.flush(io).await;
+        self.with(control, graph, id, deadline, work)?
+    }
+
+    /// Has changes kept there no longer, after a flush. Errors: those of the flush; the log is given up all the same.
+    pub fn end(
+        &self,
+        control: &mut Control,
+        graph: &Arc<Graph>,
+        log: &Arc<dyn MapLog>,
+        deadline: Option<Instant>,
+    ) -> Outcome {
+        let flushed = self.flush(control, graph, deadline);
         if let Some(image) = self.driver.as_qcow2() {
             image.drop_log(log);
         }
-        flushed?
+        flushed
     }
 
     fn with<T: 'static>(
@@ -83,10 +111,11 @@ impl MappedImage {
         control: &mut Control,
         graph: &Arc<Graph>,
         id: NodeId,
+        deadline: Option<Instant>,
         work: impl AsyncFnOnce(&Qcow2, &Io) -> T + 'static,
     ) -> Result<T, Errno> {
         let driver = self.driver.clone();
-        let ran = control.run(graph, id, move |io| async move {
+        let ran = control.run_until(graph, id, deadline, move |io| async move {
             match driver.as_qcow2() {
                 Some(image) => Ok(work(image, &io).await),
                 None => Err(Errno::NOTSUP),

@@ -334,3 +334,27 @@ fn a_daemon_that_is_told_to_end_leaves_nothing_to_be_taken_up() {
     process.stop();
     assert!(qemu_img::flat(&copy) == load.model);
 }
+
+/// As for a migration: what the guest had written is in the image by then, whoever opens it.
+#[test]
+fn a_guest_that_has_stopped_may_go_on_with_a_daemon_elsewhere() {
+    let place = Place::new();
+    let disk = image(&place);
+    let socket = place.path("s");
+    let mut process = Stack::image(&disk).start(&place);
+    let mut load = Load::new(&socket, Client::ALL[0], 61);
+    load.run_for(200);
+    load.finish();
+    load.guest.stop_rings().unwrap();
+    process.signal(Signal::KILL);
+    process.wait();
+    let copy = place.path("copy.qcow2");
+    fs::copy(&disk, &copy).unwrap();
+    assert!(qemu_img::flat(&copy) == load.model);
+    process = Stack::image(&copy).start(&place);
+    load.guest.reconnect(&socket).unwrap();
+    load.run_for(100);
+    load.finish();
+    process.stop();
+    assert!(qemu_img::flat(&copy) == load.model);
+}

@@ -148,6 +148,8 @@ impl Device for FakeDevice {
         Ok(())
     }
 
+    fn settle(&self) {}
+
     fn let_go(&self) {}
 
     fn reset(&self) {
