@@ -19,6 +19,7 @@ use std::future::Future;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::time::SystemTime;
 
 /// A future on a queue thread: never leaves it.
 pub type Local<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
@@ -146,6 +147,8 @@ pub struct Origin {
     pub path: PathBuf,
     /// Which file that was, whatever its names are now.
     pub identity: FileIdentity,
+    /// When somebody had last written to it then; `None` for a device, of which nobody knows.
+    pub written: Option<SystemTime>,
 }
 
 /// Says of two files whether they are one: links and copies of a device node do not matter.

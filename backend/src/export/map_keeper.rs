@@ -11,7 +11,11 @@ use blockgraph::{Current, Graph, NodeId};
 use ring::Choice;
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Whoever else wrote to an image after a daemon was killed did so later than this. What the dead daemon had under way may
+/// land a little after it was last seen.
+const SLACK: Duration = Duration::from_secs(10);
 
 /// Keeps the log of one export.
 #[derive(Debug)]
@@ -83,7 +87,15 @@ impl MapKeeper {
         found: Found,
     ) -> Result<Option<Log>, String> {
         let mut control = self.control()?;
-        if let Found::Changes { changes, left_out } = found {
+        if let Found::Changes {
+            alive,
+            changes,
+            left_out,
+        } = found
+        {
+            if image.written.is_some_and(|written| written > alive + SLACK) {
+                return Err("somebody has written to the image since its map was logged".to_owned());
+            }
             let replayed = image.replay(&mut control, graph, changes);
             let count = replayed.map_err(|error| {
                 format!("the map of an image cannot be taken up where it was: {error}")
@@ -163,14 +175,23 @@ fn begin(
     image: MappedImage,
     deadline: Option<Instant>,
 ) -> Option<Log> {
-    let log = region.begin(image.file, owner());
+    let log = match region.begin(image.file, owner()) {
+        Ok(log) => log,
+        Err(error) => {
+            tracing::warn!("the map of an image is not logged: {error}");
+            return None;
+        }
+    };
     match image.keep(control, graph, &log, deadline) {
         Ok(()) => Some(Log { image, log }),
         Err(error) => {
-            region.clear();
-            tracing::warn!(
-                "the map of an image is not logged, as the image cannot be flushed: {error}"
-            );
+            log.give_up();
+            match error.0 {
+                libc::EBUSY => tracing::warn!("an image has two exports: its map is not logged"),
+                _ => {
+                    tracing::warn!("an image cannot be flushed, so its map is not logged: {error}")
+                }
+            }
             None
         }
     }
@@ -185,6 +206,7 @@ fn end(
     if let Err(error) = image.end(control, graph, &log, deadline) {
         tracing::warn!("an image whose map was logged cannot be flushed: {error}");
     }
+    log.give_up();
 }
 
 /// A number of this process's own.

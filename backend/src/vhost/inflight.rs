@@ -210,3 +210,59 @@ fn map(fd: OwnedFd, offset: u64, len_bytes: u64) -> Result<Arc<GuestMap>, Inflig
     let map = unsafe { GuestMap::new(vec![region], Box::new(memory)) };
     Ok(Arc::new(map.map_err(InflightError::Map)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape() -> RegionShape {
+        RegionShape {
+            len_bytes: 0,
+            offset: 0,
+            queues: 2,
+            queue_size: 128,
+        }
+    }
+
+    #[test]
+    fn a_region_is_taken_over_when_nothing_uses_it_any_more() {
+        let (shape, fd) = create(shape()).expect("made");
+        let again = fd.try_clone().expect("copied");
+        let first = Region::take_over(shape, fd).expect("nobody has it");
+        let tracking = first.tracking(1).expect("a part");
+        assert!(first.tracking(2).is_err() && first.map_region().is_some());
+        let second = std::thread::spawn(move || Region::take_over(shape, again));
+        drop(first);
+        // A ring has it still.
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!second.is_finished());
+        drop(tracking);
+        second.join().expect("no panic").expect("nobody has it");
+    }
+
+    #[test]
+    fn a_region_is_kept_by_what_a_ring_has_under_way() {
+        let Ok(mut ring) = ring::Ring::new(ring::Choice::Uring(None)) else {
+            println!("skipped: no io_uring");
+            return;
+        };
+        let (shape, fd) = create(shape()).expect("made");
+        let again = fd.try_clone().expect("copied");
+        let region = Region::take_over(shape, fd).expect("nobody has it");
+        let held = ring.hold(region.guard.as_fd()).expect("room");
+        drop(region);
+        let second = std::thread::spawn(move || Region::take_over(shape, again));
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!second.is_finished(), "the ring has it");
+        ring.let_go(held);
+        second.join().expect("no panic").expect("nobody has it");
+    }
+
+    #[test]
+    fn regions_without_room_for_a_log_have_none() {
+        let (mut shape, fd) = create(shape()).expect("made");
+        shape.len_bytes -= 1;
+        let region = Region::take_over(shape, fd).expect("nobody has it");
+        assert!(region.map_region().is_none() && region.tracking(1).is_ok());
+    }
+}

@@ -8,7 +8,9 @@
 use blockgraph::graph::map_logs::{Change, MapLog};
 use blockgraph::node::FileIdentity;
 use ring::vring::SharedWords;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Changes there is room for: a guest that does not flush has a commit made for it at a quarter of them.
 const CHANGES: u64 = 128 << 10;
@@ -34,6 +36,11 @@ const SETTLED_AT: usize = 5;
 const END_AT: usize = 6;
 /// 1: changes after the last were left out, for want of room.
 const LEFT_OUT_AT: usize = 7;
+/// When the process was last seen with something in the log, in milliseconds since 1970.
+const ALIVE_AT: usize = 8;
+
+/// So often it says that it is alive, while there is something in the log.
+const BEAT: Duration = Duration::from_secs(1);
 
 /// A place for a log in a region that was set.
 #[derive(Clone, Debug)]
@@ -48,6 +55,8 @@ pub enum Found {
     Nothing,
     /// Changes of that image.
     Changes {
+        /// When that process was last seen.
+        alive: SystemTime,
         /// In their order.
         changes: Vec<Change>,
         /// Were later ones left out?
@@ -62,6 +71,8 @@ pub enum Found {
 struct RegionLog {
     words: Arc<SharedWords>,
     cursor: Mutex<Cursor>,
+    /// There is something in it, or it is over.
+    changed: Condvar,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -70,6 +81,7 @@ struct Cursor {
     /// As many as ever were added.
     seen: u64,
     left_out: bool,
+    over: bool,
 }
 
 impl MapRegion {
@@ -98,6 +110,8 @@ impl MapRegion {
             }
         };
         Found::Changes {
+            alive: UNIX_EPOCH
+                + Duration::from_millis(word(ALIVE_AT).min(u64::from(u32::MAX) * 1000)),
             changes: (0..count)
                 .map(|n| change(settled.wrapping_add(n)))
                 .collect(),
@@ -105,8 +119,8 @@ impl MapRegion {
         }
     }
 
-    /// An empty log of `image`, which is what the region has from now on.
-    pub fn begin(&self, image: FileIdentity, owner: u64) -> Arc<dyn MapLog> {
+    /// An empty log of `image`, which is what the region has from now on. Errors: out of threads.
+    pub fn begin(&self, image: FileIdentity, owner: u64) -> io::Result<Arc<dyn MapLog>> {
         let words = self.words.clone();
         words.set(MAGIC_AT, 0);
         words.set(OWNER_AT, owner);
@@ -117,10 +131,15 @@ impl MapRegion {
             .iter()
             .for_each(|at| words.set(*at, 0));
         words.set(MAGIC_AT, MAGIC);
-        Arc::new(RegionLog {
+        let log = Arc::new(RegionLog {
             words,
             cursor: Mutex::default(),
-        })
+            changed: Condvar::new(),
+        });
+        let beating = log.clone();
+        let thread = std::thread::Builder::new().name("map-log".to_owned());
+        thread.spawn(move || beating.beat())?;
+        Ok(log)
     }
 
     /// Nothing is in it from now on.
@@ -130,6 +149,25 @@ impl MapRegion {
 }
 
 impl RegionLog {
+    /// Says that the process is alive, while there is something in the log: whoever finds it compares that with the time at
+    /// which somebody last wrote to the image. Sleeps otherwise.
+    fn beat(&self) {
+        let mut cursor = self.cursor();
+        while !cursor.over {
+            cursor = match cursor.seen == cursor.settled {
+                true => {
+                    let woken = self.changed.wait(cursor);
+                    woken.unwrap_or_else(PoisonError::into_inner)
+                }
+                false => {
+                    self.words.set(ALIVE_AT, now_ms());
+                    let woken = self.changed.wait_timeout(cursor, BEAT);
+                    woken.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+
     fn cursor(&self) -> MutexGuard<'_, Cursor> {
         self.cursor.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -138,8 +176,15 @@ impl RegionLog {
 impl MapLog for RegionLog {
     fn append(&self, change: Change) {
         let mut cursor = self.cursor();
+        if cursor.over {
+            return;
+        }
         let number = cursor.seen;
         cursor.seen += 1;
+        if number == cursor.settled {
+            self.words.set(ALIVE_AT, now_ms());
+            self.changed.notify_one();
+        }
         if number - cursor.settled >= CHANGES || cursor.left_out {
             cursor.left_out = true;
             self.words.set(LEFT_OUT_AT, 1);
@@ -158,6 +203,9 @@ impl MapLog for RegionLog {
 
     fn settle(&self, position: u64) {
         let mut cursor = self.cursor();
+        if cursor.over {
+            return;
+        }
         cursor.settled = position;
         if cursor.left_out && position < cursor.seen {
             // Those that are there still may be followed by some that are not.
@@ -177,6 +225,21 @@ impl MapLog for RegionLog {
         let cursor = self.cursor();
         cursor.seen - cursor.settled >= FILLING
     }
+
+    fn give_up(&self) {
+        let mut cursor = self.cursor();
+        *cursor = Cursor {
+            over: true,
+            ..Cursor::default()
+        };
+        self.words.set(MAGIC_AT, 0);
+        self.changed.notify_one();
+    }
+}
+
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| now.as_millis() as u64)
 }
 
 fn change_at(number: u64) -> usize {
@@ -221,20 +284,35 @@ mod tests {
         }
     }
 
-    fn changes(numbers: std::ops::Range<u64>, left_out: bool) -> Found {
-        let changes = numbers.map(change).collect();
-        Found::Changes { changes, left_out }
+    /// The changes found, and whether some were left out.
+    fn changes(region: &MapRegion) -> Option<(Vec<Change>, bool)> {
+        match region.find(Some(IMAGE), 2) {
+            Found::Changes {
+                alive,
+                changes,
+                left_out,
+            } => {
+                let ago = SystemTime::now().duration_since(alive).expect("before");
+                assert!(ago < Duration::from_secs(3600));
+                Some((changes, left_out))
+            }
+            _ => None,
+        }
+    }
+
+    fn some(numbers: std::ops::Range<u64>, left_out: bool) -> Option<(Vec<Change>, bool)> {
+        Some((numbers.map(change).collect(), left_out))
     }
 
     #[test]
     fn what_is_not_settled_is_found_by_another_process_and_of_its_image_alone() {
         let region = region();
         assert_eq!(region.find(Some(IMAGE), 2), Found::Nothing);
-        let log = region.begin(IMAGE, 1);
+        let log = region.begin(IMAGE, 1).expect("a thread");
         assert_eq!(region.find(Some(IMAGE), 2), Found::Nothing);
         (0..5).for_each(|n| log.append(change(n)));
         log.settle(2);
-        assert_eq!(region.find(Some(IMAGE), 2), changes(2..5, false));
+        assert_eq!(changes(&region), some(2..5, false));
         assert_eq!(region.find(Some(IMAGE), 1), Found::Nothing);
         let other = FileIdentity::Device(2);
         assert_eq!(region.find(Some(other), 2), Found::AnothersChanges);
@@ -242,41 +320,41 @@ mod tests {
         log.settle(log.position());
         assert_eq!(region.find(None, 2), Found::Nothing);
         log.append(change(5));
-        assert_eq!(region.find(Some(IMAGE), 2), changes(5..6, false));
-        region.clear();
+        assert_eq!(changes(&region), some(5..6, false));
+        log.give_up();
         assert_eq!(region.find(Some(IMAGE), 2), Found::Nothing);
+        log.append(change(6));
+        log.settle(log.position());
+        assert_eq!(region.find(None, 2), Found::Nothing);
     }
 
     #[test]
     fn a_log_goes_round_and_says_what_it_left_out() {
         let region = region();
-        let log = region.begin(IMAGE, 1);
+        let log = region.begin(IMAGE, 1).expect("a thread");
         (0..CHANGES).for_each(|n| log.append(change(n)));
         assert!(log.is_filling());
         log.settle(CHANGES - 3);
         assert!(!log.is_filling());
         let end = 2 * CHANGES - 3;
         (CHANGES..end).for_each(|n| log.append(change(n)));
-        assert_eq!(
-            region.find(Some(IMAGE), 2),
-            changes(CHANGES - 3..end, false)
-        );
+        assert_eq!(changes(&region), some(CHANGES - 3..end, false));
         log.append(change(end));
         log.settle(end - 5);
         // There is room again, but one is missing.
         log.append(change(end + 1));
-        assert_eq!(region.find(Some(IMAGE), 2), changes(end - 5..end, true));
+        assert_eq!(changes(&region), some(end - 5..end, true));
         log.settle(log.position());
         assert_eq!(region.find(Some(IMAGE), 2), Found::Nothing);
         log.append(change(7));
-        assert_eq!(region.find(Some(IMAGE), 2), changes(7..8, false));
+        assert_eq!(changes(&region), some(7..8, false));
     }
 
     #[test]
     fn whatever_the_front_end_has_made_of_it_is_read_in_bounds() {
         for (settled, end) in [(u64::MAX, 3), (3, 2), (0, CHANGES + 1), (0, u64::MAX)] {
             let region = region();
-            let _log = region.begin(IMAGE, 1);
+            let _log = region.begin(IMAGE, 1).expect("a thread");
             region.words.set(SETTLED_AT, settled);
             region.words.set(END_AT, end);
             let found = region.find(Some(IMAGE), 2);

@@ -9,7 +9,7 @@ use crate::io::Io;
 use crate::node::{Driver, FileIdentity, NodeId, Outcome};
 use ring::Errno;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 pub use crate::driver::qcow2::{Change, MapLog, ReplayError};
 
@@ -20,6 +20,8 @@ pub struct MappedImage {
     driver: Arc<dyn Driver>,
     /// The file it is in.
     pub file: FileIdentity,
+    /// When that was last written to before it was opened, if that is known.
+    pub written: Option<SystemTime>,
 }
 
 /// It is the same image as long as nobody opened it anew.
@@ -40,8 +42,13 @@ impl MappedImage {
         let Body::Driver(driver) = graph.node(id)?.body().clone() else {
             return None;
         };
-        let file = graph.file_identity(id)?;
-        Some(MappedImage { id, driver, file })
+        let origin = graph.file_origin(id)?;
+        Some(MappedImage {
+            id,
+            driver,
+            file: origin.identity,
+            written: origin.written,
+        })
     }
 
     /// Does again what an earlier process had in memory; says how many clusters were behind. Errors: see [`ReplayError`].
@@ -55,7 +62,8 @@ impl MappedImage {
         self.with(control, graph, self.id, None, work)?
     }
 
-    /// Has changes kept in `log`, too, from now on. Errors: those of a flush, ETIMEDOUT; they are not kept then.
+    /// Has changes kept in `log`, too, from now on. Errors: EBUSY where there is one already, which is given up; those of a
+    /// flush; ETIMEDOUT. They are not kept then.
     pub fn keep(
         &self,
         control: &mut Control,

@@ -6,7 +6,7 @@
 
 use super::{Body, Graph, Role};
 use crate::map::DEPTH_MAX;
-use crate::node::{FileIdentity, NodeId, Zeroing};
+use crate::node::{NodeId, Origin, Zeroing};
 use crate::request::Unmap;
 use std::collections::BTreeSet;
 
@@ -51,9 +51,8 @@ impl Graph {
     }
 
     /// The file that `id` is in, past filters and formats on the way, if it is in one of this machine.
-    pub fn file_identity(&self, id: NodeId) -> Option<FileIdentity> {
-        let origin = super::gate::origin(self, id).ok()?;
-        Some(origin.identity)
+    pub fn file_origin(&self, id: NodeId) -> Option<&Origin> {
+        super::gate::origin(self, id).ok()
     }
 
     /// The first node from `id` down that is no filter: `id` itself if it is none.

@@ -48,6 +48,10 @@ impl MapLog for Log {
     fn is_filling(&self) -> bool {
         self.0.lock().expect("not poisoned").changes.len() > 200
     }
+
+    fn give_up(&self) {
+        *self.0.lock().expect("not poisoned") = Kept::default();
+    }
 }
 
 impl Log {

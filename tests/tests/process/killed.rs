@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rustix::process::Signal;
 use serde_json::json;
-use tests::client::blk::{OK, Request};
+use tests::client::blk::{OK, Request, kind};
 use tests::client::deadline;
 use tests::client::guest::{Client, Guest, Pending, Setup};
 use tests::client::pattern::pattern;
@@ -46,6 +46,8 @@ struct Flight {
 
 struct Load {
     guest: Guest,
+    /// It is about these alone.
+    blocks: std::ops::Range<u64>,
     random: Random,
     model: Vec<u8>,
     flights: Vec<HashMap<u16, Flight>>,
@@ -64,6 +66,7 @@ impl Load {
         let flights = (0..QUEUES).map(|_| HashMap::new()).collect();
         Load {
             guest: Guest::start(socket, setup).unwrap(),
+            blocks: 0..BLOCKS,
             random: Random(seed),
             model: vec![0; (BLOCKS * BLOCK) as usize],
             flights,
@@ -79,7 +82,8 @@ impl Load {
     fn fill(&mut self) {
         for queue in 0..usize::from(QUEUES) {
             while self.flights[queue].len() < DEPTH {
-                let block = self.random.below(BLOCKS);
+                let count = self.blocks.end - self.blocks.start;
+                let block = self.blocks.start + self.random.below(count);
                 let taken = |flight: &Flight| flight.block == block;
                 if self.flights.iter().any(|queue| queue.values().any(taken)) {
                     continue;
@@ -150,18 +154,25 @@ impl Load {
 struct Stack {
     nodes: Vec<String>,
     top: &'static str,
+    /// Arguments that come last.
+    after: Vec<String>,
 }
 
 impl Stack {
+    fn of(nodes: Vec<String>, top: &'static str) -> Stack {
+        let after = Vec::new();
+        Stack { nodes, top, after }
+    }
+
     fn raw(disk: &Path) -> Stack {
         let nodes = file("f", disk, "");
-        Stack { nodes, top: "f" }
+        Stack::of(nodes, "f")
     }
 
     fn image(disk: &Path) -> Stack {
         let mut nodes = file("f", disk, ",discard=unmap");
         nodes.extend(words("--blockdev qcow2,node-name=q,file=f,discard=unmap"));
-        Stack { nodes, top: "q" }
+        Stack::of(nodes, "q")
     }
 
     fn start(&self, place: &Place) -> Process {
@@ -172,6 +183,7 @@ impl Stack {
         )));
         let more = format!(",num-queues={QUEUES}");
         arguments.extend(export("e", self.top, &place.path("s"), &more));
+        arguments.extend(self.after.clone());
         let until = deadline();
         loop {
             let process = Start::new(arguments.clone()).spawn();
@@ -357,4 +369,72 @@ fn a_guest_that_has_stopped_may_go_on_with_a_daemon_elsewhere() {
     load.finish();
     process.stop();
     assert!(qemu_img::flat(&copy) == load.model);
+}
+
+/// Two logs of one image would undo each other: it has none, and what both guests have flushed is there.
+#[test]
+fn two_guests_of_one_image_keep_what_they_flushed() {
+    let place = Place::new();
+    let disk = image(&place);
+    let (socket, other_socket) = (place.path("s"), place.path("other"));
+    let mut stack = Stack::image(&disk);
+    let more = format!(",num-queues={QUEUES}");
+    stack.after = export("e2", "q", &other_socket, &more);
+    let mut process = stack.start(&place);
+    let half = BLOCKS / 2;
+    let mut load = Load::new(&socket, Client::ALL[0], 71);
+    load.blocks = 0..half;
+    load.run_for(100);
+    let mut other = Load::new(&other_socket, Client::ALL[1], 72);
+    other.blocks = half..BLOCKS;
+    for turn in 0..3 {
+        for load in [&mut load, &mut other] {
+            load.run_for(100);
+            load.finish();
+            let flushed = load.guest.run(0, &Request::bare(kind::FLUSH)).unwrap();
+            assert_eq!(flushed.status, OK);
+        }
+        process.signal(Signal::KILL);
+        process.wait();
+        process = stack.start(&place);
+        let mut both = [(&mut load, &socket), (&mut other, &other_socket)];
+        // Either may be the first.
+        both.rotate_left(turn % 2);
+        for (load, socket) in both {
+            load.guest.reconnect(socket).unwrap();
+        }
+    }
+    load.run_for(100);
+    other.run_for(100);
+    load.finish();
+    other.finish();
+    process.stop();
+    let flat = qemu_img::flat(&disk);
+    let middle = (half * BLOCK) as usize;
+    assert!(flat[..middle] == load.model[..middle]);
+    assert!(flat[middle..] == other.model[middle..]);
+}
+
+/// The clusters of the log may be somebody else's by then.
+#[test]
+fn an_image_that_somebody_has_written_to_meanwhile_is_not_changed_by_an_old_log() {
+    let place = Place::new();
+    let disk = image(&place);
+    let socket = place.path("s");
+    let stack = Stack::image(&disk);
+    let mut process = stack.start(&place);
+    let mut load = Load::new(&socket, Client::ALL[0], 81);
+    load.run_for(200);
+    process.signal(Signal::KILL);
+    process.wait();
+    let minute = std::time::Duration::from_secs(60);
+    let later = std::time::SystemTime::now() + minute;
+    let file = fs::File::options().write(true).open(&disk).unwrap();
+    file.set_modified(later).unwrap();
+    let before = fs::read(&disk).unwrap();
+    let process = stack.start(&place);
+    load.guest.reconnect(&socket).unwrap_err();
+    let said = process.stop();
+    assert!(said.contains("somebody has written"), "{said}");
+    assert!(fs::read(&disk).unwrap() == before);
 }

@@ -187,6 +187,7 @@ fn open_or_take(
     opened.origin = Some(Origin {
         path: options.filename.clone(),
         identity: FileIdentity::of(&about),
+        written: about.modified().ok().filter(|_| about.is_file()),
     });
     Ok((opened, access))
 }

@@ -6,6 +6,7 @@
 use super::Qcow2;
 use crate::io::Io;
 use crate::node::Outcome;
+use ring::Errno;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -31,16 +32,31 @@ pub trait MapLog: Debug + Send + Sync {
 
     /// Should what is in it be made durable soon?
     fn is_filling(&self) -> bool;
+
+    /// Nothing is added any more, and nobody shall find anything in it.
+    fn give_up(&self);
 }
 
 /// What a commit makes durable of a log.
 pub(super) type Settled = Vec<(Arc<dyn MapLog>, u64)>;
 
 impl Qcow2 {
-    /// Keeps changes in `log`, too, from now on. Errors: those of a flush, which makes durable what is not in it; the log
-    /// is not kept then.
+    /// Keeps changes in `log`, too, from now on. Errors: those of a flush, which makes durable what is not in it. EBUSY if
+    /// there is one already: two logs, done again one after the other while the image goes on, would undo each other, so it
+    /// has none from now on.
     pub async fn keep_log(&self, io: &Io, log: Arc<dyn MapLog>) -> Outcome {
-        self.meta().logs.push(log.clone());
+        let others = {
+            let mut meta = self.meta();
+            match meta.logs.is_empty() {
+                true => meta.logs.push(log.clone()),
+                false => log.give_up(),
+            }
+            meta.logs.clone()
+        };
+        if !others.iter().any(|kept| Arc::ptr_eq(kept, &log)) {
+            others.iter().for_each(|log| log.give_up());
+            return Err(Errno(libc::EBUSY));
+        }
         let flushed = self.flush(io).await;
         if flushed.is_err() {
             self.drop_log(&log);
