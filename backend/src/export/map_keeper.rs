@@ -32,14 +32,10 @@ pub struct MapKeeper {
 #[derive(Debug)]
 struct Kept {
     region: MapRegion,
-    /// `None` where the guest's writes go to no image.
-    log: Option<Log>,
-}
-
-#[derive(Debug)]
-struct Log {
-    image: MappedImage,
-    log: Arc<dyn MapLog>,
+    /// The image that the guest's writes went to when somebody looked last, if they go to one.
+    image: Option<MappedImage>,
+    /// Its log, if it could be begun.
+    log: Option<Arc<dyn MapLog>>,
 }
 
 impl MapKeeper {
@@ -70,11 +66,11 @@ impl MapKeeper {
         if found == Found::AnothersChanges {
             return Err("the front end keeps the map of another image".to_owned());
         }
-        let log = match image {
+        let log = match &image {
             Some(image) => self.begin(&graph, &region, image, found)?,
             None => None,
         };
-        *kept = Some(Kept { region, log });
+        *kept = Some(Kept { region, image, log });
         Ok(())
     }
 
@@ -83,9 +79,9 @@ impl MapKeeper {
         &self,
         graph: &Arc<Graph>,
         region: &MapRegion,
-        image: MappedImage,
+        image: &MappedImage,
         found: Found,
-    ) -> Result<Option<Log>, String> {
+    ) -> Result<Option<Arc<dyn MapLog>>, String> {
         let mut control = self.control()?;
         if let Found::Changes {
             alive,
@@ -111,8 +107,9 @@ impl MapKeeper {
     /// What is in the log is made durable.
     pub fn settle(&self) {
         let kept = self.kept();
-        let log = kept.as_ref().and_then(|kept| kept.log.as_ref());
-        if let (Some(Log { image, .. }), Ok(mut control)) = (log, self.control())
+        let logged = kept.as_ref().filter(|kept| kept.log.is_some());
+        let image = logged.and_then(|kept| kept.image.as_ref());
+        if let (Some(image), Ok(mut control)) = (image, self.control())
             && let Err(error) = image.flush(&mut control, &self.current.get(), None)
         {
             tracing::warn!("an image whose map is logged cannot be flushed: {error}");
@@ -121,13 +118,15 @@ impl MapKeeper {
 
     /// The region is somebody else's now. What was in the log is made durable.
     pub fn let_go(&self) {
-        let Some(Kept { region, log }) = self.kept().take() else {
+        let Some(mut kept) = self.kept().take() else {
             return;
         };
-        if let (Some(log), Ok(mut control)) = (log, self.control()) {
-            end(&mut control, &self.current.get(), log, None);
+        match self.control() {
+            Ok(mut control) => kept.end(&mut control, &self.current.get(), None),
+            // Out of descriptors or memory: what is not flushed stays so.
+            Err(_) => kept.drop_log(),
         }
-        region.clear();
+        kept.region.clear();
     }
 
     /// The graph may have changed: sees to it that the log is of the image that writes go to. A disk that hangs is waited for
@@ -142,15 +141,15 @@ impl MapKeeper {
         };
         let graph = self.current.get();
         let image = MappedImage::of(&graph, self.node);
-        if image.as_ref() == kept.log.as_ref().map(|log| &log.image) {
+        if image == kept.image {
             return;
         }
-        if let Some(log) = kept.log.take() {
-            end(control, &graph, log, Some(deadline()));
-        }
+        kept.end(control, &graph, Some(deadline()));
         kept.region.clear();
         let until = Some(deadline());
-        kept.log = image.and_then(|image| begin(control, &graph, &kept.region, image, until));
+        let begun = image.as_ref();
+        kept.log = begun.and_then(|image| begin(control, &graph, &kept.region, image, until));
+        kept.image = image;
     }
 
     fn control(&self) -> Result<Control, String> {
@@ -167,14 +166,35 @@ impl MapKeeper {
     }
 }
 
+impl Kept {
+    /// Ends the log, after a flush.
+    fn end(&mut self, control: &mut Control, graph: &Arc<Graph>, deadline: Option<Instant>) {
+        if let (Some(image), Some(_)) = (&self.image, &self.log)
+            && let Err(error) = image.flush(control, graph, deadline)
+        {
+            tracing::warn!("an image whose map was logged cannot be flushed: {error}");
+        }
+        self.drop_log();
+    }
+
+    fn drop_log(&mut self) {
+        if let Some(log) = self.log.take() {
+            if let Some(image) = &self.image {
+                image.drop_log(&log);
+            }
+            log.give_up();
+        }
+    }
+}
+
 /// Without a log there is none to be found: the guest is served all the same, as it is without a region.
 fn begin(
     control: &mut Control,
     graph: &Arc<Graph>,
     region: &MapRegion,
-    image: MappedImage,
+    image: &MappedImage,
     deadline: Option<Instant>,
-) -> Option<Log> {
+) -> Option<Arc<dyn MapLog>> {
     let log = match region.begin(image.file, owner()) {
         Ok(log) => log,
         Err(error) => {
@@ -183,7 +203,7 @@ fn begin(
         }
     };
     match image.keep(control, graph, &log, deadline) {
-        Ok(()) => Some(Log { image, log }),
+        Ok(()) => Some(log),
         Err(error) => {
             log.give_up();
             match error.0 {
@@ -195,18 +215,6 @@ fn begin(
             None
         }
     }
-}
-
-fn end(
-    control: &mut Control,
-    graph: &Arc<Graph>,
-    Log { image, log }: Log,
-    deadline: Option<Instant>,
-) {
-    if let Err(error) = image.end(control, graph, &log, deadline) {
-        tracing::warn!("an image whose map was logged cannot be flushed: {error}");
-    }
-    log.give_up();
 }
 
 /// A number of this process's own.

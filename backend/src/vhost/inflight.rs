@@ -24,7 +24,7 @@ use super::message::RegionShape;
 const LOG_ALIGN_BYTES: u64 = 4096;
 /// A queue's part begins at a multiple of this, as in libvhost-user.
 const QUEUE_ALIGN_BYTES: u64 = 64;
-/// The memory before which an earlier process's requests have ended, or the front end has to come again.
+/// So long the requests of an earlier process are waited for; then the front end has to come again.
 const PATIENCE: Duration = Duration::from_secs(20);
 const STEP: Duration = Duration::from_millis(2);
 

@@ -74,8 +74,8 @@ impl MappedImage {
         let its = log.clone();
         let work = async move |image: &Qcow2, io: &Io| image.keep_log(io, its).await;
         let kept = self.with(control, graph, self.id, deadline, work);
-        if let (Err(_), Some(image)) = (&kept, self.driver.as_qcow2()) {
-            image.drop_log(log);
+        if kept.is_err() {
+            self.drop_log(log);
         }
         kept?
     }
@@ -99,19 +99,11 @@ impl MappedImage {
         self.with(control, graph, id, deadline, work)?
     }
 
-    /// Has changes kept there no longer, after a flush. Errors: those of the flush; the log is given up all the same.
-    pub fn end(
-        &self,
-        control: &mut Control,
-        graph: &Arc<Graph>,
-        log: &Arc<dyn MapLog>,
-        deadline: Option<Instant>,
-    ) -> Outcome {
-        let flushed = self.flush(control, graph, deadline);
+    /// Has changes kept there no longer.
+    pub fn drop_log(&self, log: &Arc<dyn MapLog>) {
         if let Some(image) = self.driver.as_qcow2() {
             image.drop_log(log);
         }
-        flushed
     }
 
     fn with<T: 'static>(

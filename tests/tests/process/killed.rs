@@ -408,7 +408,8 @@ fn two_guests_of_one_image_keep_what_they_flushed() {
     other.run_for(100);
     load.finish();
     other.finish();
-    process.stop();
+    let said = process.stop();
+    assert_eq!(said.matches("has two exports").count(), 1, "{said}");
     let flat = qemu_img::flat(&disk);
     let middle = (half * BLOCK) as usize;
     assert!(flat[..middle] == load.model[..middle]);
