@@ -3,6 +3,7 @@
 
 use crate::support;
 use blockgraph::driver::qcow2::{Change, MapLog, Options, ReplayError};
+use blockgraph::request::Prealloc;
 use blockgraph::{Kind, Mode, NodeId, Started, Unmap};
 use ring::sim::{Disk, Weather};
 use ring::{Durability, Mem};
@@ -363,7 +364,6 @@ fn a_log_that_is_not_this_image_s_is_refused_and_changes_nothing() {
     let change = |cluster, words| Change { cluster, words };
     let data = |at: u64| [at | 1 << 63, 0];
     let wrong = [
-        (vec![change(128, data(0x8000))], ReplayError::Cluster(128)),
         (vec![change(1, data(1 << 40))], ReplayError::Host(1 << 40)),
         (vec![change(1, data(0x1000))], ReplayError::Host(0x1000)),
         (vec![change(1, [0x200, 0])], ReplayError::Words(1)),
@@ -382,4 +382,34 @@ fn a_log_that_is_not_this_image_s_is_refused_and_changes_nothing() {
     bench.write(node, 0, &[1; 4096]).expect("written");
     let late = replay(&mut bench, node, vec![change(1, [1, 0])]);
     assert_eq!(late, Err(ReplayError::Written));
+}
+
+/// Space for what is new is set aside before the disk is larger, and is in the log then.
+#[test]
+fn what_was_set_aside_for_a_larger_disk_is_left_out() {
+    let mut beyond = 0;
+    for some in 0..120 {
+        let files = sim::image("cluster_size=4096", 512 << 10);
+        let disk = sim::disk(files, ROOMY, 1, Weather::CALM);
+        let (mut bench, file) = sim::bench(&disk, Mode::Fast);
+        let node = sim::open(&mut bench, file, Options::default());
+        let log = Arc::new(Log::default());
+        keep(&mut bench, node, &log);
+        bench.write(node, 0, &[5; 4096]).expect("written");
+        let begun = disk.count();
+        let refuse = ring::sim::Rule::every(ring::sim::Act::Refuse(libc::EIO));
+        disk.rule(refuse.when(move |seen| seen.number >= begun + some));
+        let _ = sim::with(&mut bench, node, async |image, io| {
+            image.resize(io, 1 << 20, Prealloc::Metadata).await.is_ok()
+        });
+        let changes = log.changes();
+        beyond += usize::from(changes.iter().any(|change| change.cluster >= 128));
+        let next = sim::disk(disk.images(), ROOMY, 1, Weather::CALM);
+        let (mut bench, file) = sim::bench(&next, Mode::Fast);
+        let node = sim::open(&mut bench, file, Options::default());
+        replay(&mut bench, node, changes).expect("done again");
+        assert_eq!(bench.read(node, 0, 4096), [5; 4096]);
+        assert_eq!(sim::look(&mut bench, file).corruptions, 0);
+    }
+    assert!(beyond > 0);
 }

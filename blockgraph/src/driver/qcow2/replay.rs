@@ -20,9 +20,6 @@ pub enum ReplayError {
     #[error("the image was written to before")]
     Written,
     /// It is another image's, or damaged.
-    #[error("guest cluster {0} is beyond the disk")]
-    Cluster(u64),
-    /// It is another image's, or damaged.
     #[error("host cluster at {0:#x} cannot be a guest's")]
     Host(u64),
     /// It is damaged.
@@ -69,14 +66,15 @@ impl Qcow2 {
         !meta.alloc.knows_end() && !meta.is_ahead() && meta.freed.is_empty()
     }
 
-    /// Compressed clusters are durable before their writers hear of them: what the log has of such was not heard of.
+    /// Compressed clusters are durable before their writers hear of them: what the log has of such was not heard of. What is
+    /// beyond the disk was set aside for one that never became so large.
     fn last_of_each(&self, io: &Io, changes: &[Change]) -> Result<Last, ReplayError> {
         let clusters = self.disk_bytes().div_ceil(self.geometry.cluster_bytes());
         let file_bytes = io.graph().info(self.data(io)?).map(|info| info.size_bytes);
         let mut last = Last::new();
         for Change { cluster, words } in changes {
             if *cluster >= clusters {
-                return Err(ReplayError::Cluster(*cluster));
+                continue;
             }
             let entry = self.geometry.layout().decode(*words);
             let entry = entry.map_err(|_: Malformed| ReplayError::Words(*cluster))?;
