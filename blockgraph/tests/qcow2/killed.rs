@@ -384,6 +384,89 @@ fn a_log_that_is_not_this_image_s_is_refused_and_changes_nothing() {
     assert_eq!(late, Err(ReplayError::Written));
 }
 
+/// What an image says of a host cluster: with 4 KiB clusters and 16 bits, all of it is in one block.
+fn refcount_on_disk(image: &[u8], host: u64) -> u16 {
+    let word = |at: usize| u64::from_be_bytes(image[at..at + 8].try_into().expect("eight bytes"));
+    // qcow2.txt, header: refcount_table_offset is at byte 48.
+    let block = word(word(48) as usize) as usize;
+    let at = block + (host >> 12) as usize * 2;
+    u16::from_be_bytes([image[at], image[at + 1]])
+}
+
+/// Compressed clusters shared one, so the disk counts two references still, of which the last is gone.
+#[test]
+fn a_cluster_that_others_shared_before_is_the_one_s_that_has_it_now() {
+    let cluster = 4096;
+    let files = sim::image("cluster_size=4096", 512 << 10);
+    let disk = sim::disk(files, TIGHT, 1, Weather::CALM);
+    let (mut bench, file) = sim::bench(&disk, Mode::Fast);
+    let node = sim::open(&mut bench, file, Options::default());
+    let log = Arc::new(Log::default());
+    keep(&mut bench, node, &log);
+    let mem = Mem::zeroed(cluster as usize).expect("memory");
+    for at in [0, cluster] {
+        let packed = bench.ask(node, Kind::WriteCompressed, span(at, cluster), &mem);
+        assert_eq!(packed, Ok(()));
+    }
+    assert_eq!(bench.plain(node, Kind::Flush, span(0, 0)), Ok(()));
+    assert_eq!(
+        bench.plain(node, Kind::Discard, span(0, 2 * cluster)),
+        Ok(())
+    );
+    assert_eq!(bench.plain(node, Kind::Flush, span(0, 0)), Ok(()));
+
+    let was_shared = |change: &Change| {
+        let host = change.words[0] & 0x00ff_ffff_ffff_fe00;
+        refcount_on_disk(&disk.images()[&sim::FILE], host) == 2
+    };
+    let mut written = 2..128u64;
+    while !log.changes().iter().any(was_shared) {
+        let at = written.next().expect("it is used again") * cluster;
+        bench.write(node, at, &[7; 4096]).expect("written");
+    }
+    let next = sim::disk(disk.images(), ROOMY, 1, Weather::CALM);
+    let (mut bench, file) = sim::bench(&next, Mode::Fast);
+    let node = sim::open(&mut bench, file, Options::default());
+    let behind = replay(&mut bench, node, log.changes());
+    assert_eq!(behind, Ok(log.changes().len()));
+    let whole = bench.read(node, 0, 512 << 10);
+    let end = (written.start * cluster) as usize;
+    assert!(whole[2 * 4096..end].iter().all(|byte| *byte == 7));
+    let report = sim::look(&mut bench, file);
+    assert_eq!(report.corruptions, 0, "{:?}", report.findings);
+}
+
+/// What was overwritten before the flush left a place that the log's being done again may use for a table.
+#[test]
+fn a_log_that_was_done_again_is_done_once_more_with_nothing_changed() {
+    let mut files = sim::image("cluster_size=4096", 512 << 10);
+    let image = files.get_mut(&sim::FILE).expect("an image");
+    let first = (image.len() as u64).next_multiple_of(4096);
+    let second = first + 4096;
+    image.resize(second as usize, 0);
+    image.resize(second as usize + 4096, 7);
+    let change = |host| Change {
+        cluster: 0,
+        words: [host | 1 << 63, 0],
+    };
+    let changes = vec![change(first), change(second)];
+    for behind in [1, 0] {
+        let disk = sim::disk(files, ROOMY, 1, Weather::CALM);
+        let (mut bench, file) = sim::bench(&disk, Mode::Fast);
+        let node = sim::open(&mut bench, file, Options::default());
+        assert_eq!(replay(&mut bench, node, changes.clone()), Ok(behind));
+        assert_eq!(bench.read(node, 0, 4096), [7; 4096]);
+        let report = sim::look(&mut bench, file);
+        assert_eq!((report.corruptions, report.leaks), (0, 0));
+        files = disk.images();
+    }
+    let table = (first >> 8) as u8;
+    let has_table = files[&sim::FILE]
+        .windows(8)
+        .any(|word| word == [0x80, 0, 0, 0, 0, 0, table, 0]);
+    assert!(has_table, "the place was used");
+}
+
 /// Space for what is new is set aside before the disk is larger, and is in the log then.
 #[test]
 fn what_was_set_aside_for_a_larger_disk_is_left_out() {

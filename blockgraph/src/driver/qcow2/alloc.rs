@@ -192,8 +192,8 @@ impl Alloc {
         self.fresh = self.fresh.max(end);
     }
 
-    /// Raises the refcount of a cluster to 1 that was handed out before this process began, if that is not on disk. It is
-    /// below the end of what is used.
+    /// Makes the refcount of a cluster 1 that was handed out before this process began, and is below the end of what is used.
+    /// The disk may have less, or more: what had it before gave it back in memory, once nothing durable referred to it.
     pub(crate) fn claim_again(&mut self, cluster: u64, refs: &mut Refcounts) -> Result<(), Lack> {
         if refs.crowded() {
             return Err(Lack::Need(Need::Commit));
@@ -209,12 +209,7 @@ impl Alloc {
                 }
             }
         }
-        match refs.get(cluster)? {
-            0 => refs.claim(cluster, 1),
-            // A commit got as far as this.
-            1 => Ok(()),
-            _ => Err(Lack::Corrupt),
-        }
+        refs.claim_over(cluster)
     }
 
     /// Looks through the refcounts of one more block for free clusters.

@@ -239,6 +239,14 @@ impl Refcounts {
         (first..first + count).try_for_each(|cluster| self.put(cluster, 1))
     }
 
+    /// The one reference to a cluster, whatever there were once. It is described.
+    pub(crate) fn claim_over(&mut self, cluster: u64) -> Result<(), Lack> {
+        match self.get(cluster)? {
+            1 => Ok(()),
+            _ => self.put(cluster, 1),
+        }
+    }
+
     /// Runs of free clusters among those block `index` describes, from cluster `from` on and below `end`.
     pub(crate) fn free_runs(
         &mut self,

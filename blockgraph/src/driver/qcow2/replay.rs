@@ -70,7 +70,6 @@ impl Qcow2 {
     /// beyond the disk was set aside for one that never became so large.
     fn last_of_each(&self, io: &Io, changes: &[Change]) -> Result<Last, ReplayError> {
         let clusters = self.disk_bytes().div_ceil(self.geometry.cluster_bytes());
-        let file_bytes = io.graph().info(self.data(io)?).map(|info| info.size_bytes);
         let mut last = Last::new();
         for Change { cluster, words } in changes {
             if *cluster >= clusters {
@@ -78,12 +77,14 @@ impl Qcow2 {
             }
             let entry = self.geometry.layout().decode(*words);
             let entry = entry.map_err(|_: Malformed| ReplayError::Words(*cluster))?;
-            if let Some(host) = entry.host_cluster() {
-                self.check_host(host, file_bytes.unwrap_or(0))?;
-            }
             if !matches!(entry, L2Entry::Compressed { .. }) {
                 last.insert(*cluster, entry);
             }
+        }
+        // Where earlier ones were may be something else by now, if this was begun before.
+        let file_bytes = io.graph().info(self.data(io)?).map(|info| info.size_bytes);
+        for host in last.values().filter_map(|entry| entry.host_cluster()) {
+            self.check_host(host, file_bytes.unwrap_or(0))?;
         }
         Ok(last)
     }
