@@ -63,7 +63,12 @@ impl Operator {
     pub fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value, String> {
         let request = json!({"execute": command, "arguments": arguments});
         let begun = Instant::now();
-        writeln!(self.stream.get_mut(), "{request}").expect("sent");
+        // In one piece: a daemon may be gone before the end of a line that asks it to quit.
+        let line = format!("{request}\n");
+        self.stream
+            .get_mut()
+            .write_all(line.as_bytes())
+            .expect("sent");
         loop {
             let line = self.line();
             let mut answer = line.unwrap_or_else(|error| panic!("{request}: {error}"));

@@ -6,8 +6,7 @@ use crate::qapi::tables::jobs::{
     BLOCK_JOB_CANCELLED_ARG, BLOCK_JOB_COMPLETED_ARG, BLOCK_JOB_ERROR_ARG, BLOCK_JOB_PENDING_ARG,
     BLOCK_JOB_READY_ARG, JOB_STATUS_CHANGE_ARG,
 };
-use crate::qapi::tables::nodes::BLOCK_IMAGE_CORRUPTED_ARG;
-use crate::qapi::tables::nodes::BLOCK_WRITE_THRESHOLD_ARG;
+use crate::qapi::tables::node_commands::{BLOCK_IMAGE_CORRUPTED_ARG, BLOCK_WRITE_THRESHOLD_ARG};
 
 /// An event.
 #[derive(Debug)]

@@ -3,18 +3,21 @@
 //! The rule: a generation never changes. An edit builds generation n+1 and publishes it whole, or nothing; queue threads
 //! adopt it between batches.
 
+mod common;
 pub mod control;
 pub(crate) mod current;
 pub mod drains;
 mod edge;
 pub mod edit;
 mod fdsets;
+mod frozen;
 pub mod gate;
 mod gone;
 pub mod journals;
 mod made;
 pub mod map_logs;
 pub mod name;
+mod node;
 pub mod open;
 mod overlay;
 pub mod pause;
@@ -27,270 +30,22 @@ pub mod status;
 pub mod threshold;
 mod walk;
 
+pub use common::{Access, Activity, Caching, Common, DetectZeroes, DiscardPolicy, Sharing};
 pub use control::Control;
 pub use current::Current;
 pub use edge::{Edge, Role, Shape};
 pub use fdsets::{FdSetError, FdSets};
+pub use node::{Body, NewNode, Node};
 pub use overlay::OverlayError;
 pub use resources::{Resources, TlsUnavailable};
 
 use crate::bitmap::{BitmapMemory, Tracker};
-use crate::driver::file::{Cache, Flushes};
 use crate::filter::throttle::ThrottleGroups;
-use crate::node::{Driver, Filter, Info, NodeId, Origin, Shown};
+use crate::node::{Info, NodeId, Shown};
 use crate::notice::Notices;
 use ring::{File, FileId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-
-/// May guests and jobs change the node?
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Reads only.
-    ReadOnly,
-    /// Reads and writes.
-    ReadWrite,
-}
-
-/// What becomes of a discard (QEMU's `discard=`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DiscardPolicy {
-    /// Dropped: the default.
-    Ignore,
-    /// Passed down.
-    Unmap,
-}
-
-/// What becomes of a write whose bytes are all zero (QEMU's `detect-zeroes=`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DetectZeroes {
-    /// Written like any other.
-    Off,
-    /// A write-zeroes that keeps the space.
-    On,
-    /// A write-zeroes that may give the space back.
-    Unmap,
-}
-
-/// Do a node's users have to let other processes do as they like (QEMU's `force-share=`)?
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sharing {
-    /// As each of them says.
-    Asked,
-    /// Always; only for nodes that are read.
-    Forced,
-}
-
-/// May a node be used, or has another process its image (QEMU's `active=`)?
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activity {
-    /// It may.
-    Active,
-    /// Nothing is written to it, nor anything relied on.
-    Inactive,
-}
-
-/// How a node was asked to treat caches (QEMU's `cache.direct=` and `cache.no-flush=`): what its files do, and what is said of
-/// it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Caching {
-    /// Where writes go first.
-    pub cache: Cache,
-    /// What a flush does.
-    pub flushes: Flushes,
-}
-
-impl Default for Caching {
-    fn default() -> Caching {
-        Caching {
-            cache: Cache::Page,
-            flushes: Flushes::Sync,
-        }
-    }
-}
-
-/// Options every node has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Common {
-    /// `read-only=`
-    pub access: Access,
-    /// `discard=`
-    pub discard: DiscardPolicy,
-    /// `detect-zeroes=`
-    pub detect_zeroes: DetectZeroes,
-    /// `force-share=`
-    pub sharing: Sharing,
-    /// `active=`
-    pub activity: Activity,
-    /// `cache.direct=`, `cache.no-flush=`: said here of any node, done by those that are files.
-    pub caching: Caching,
-}
-
-impl Common {
-    /// May it be written to?
-    pub fn takes_writes(&self) -> bool {
-        self.access == Access::ReadWrite && self.activity == Activity::Active
-    }
-}
-
-impl Default for Common {
-    fn default() -> Common {
-        Common {
-            access: Access::ReadWrite,
-            discard: DiscardPolicy::Ignore,
-            detect_zeroes: DetectZeroes::Off,
-            sharing: Sharing::Asked,
-            activity: Activity::Active,
-            caching: Caching::default(),
-        }
-    }
-}
-
-/// What a node does. Generations share it: the same body may have other children in the next one.
-#[derive(Clone, Debug)]
-pub enum Body {
-    /// It knows where its bytes live.
-    Driver(Arc<dyn Driver>),
-    /// It lets requests pass to another node.
-    Filter(Arc<dyn Filter>),
-}
-
-/// A node of the graph.
-#[derive(Clone, Debug)]
-pub struct Node {
-    name: String,
-    kind: &'static str,
-    common: Common,
-    body: Body,
-    shape: Shape,
-    files: Vec<Arc<File>>,
-    /// What it was opened with, for whoever opens it anew.
-    spec: Option<Arc<open::NodeSpec>>,
-    /// Somebody wants to know of the first write beyond it.
-    threshold: Option<Arc<threshold::WriteThreshold>>,
-    bitmaps: Tracker,
-}
-
-/// What a new node is made of.
-#[derive(Debug)]
-pub struct NewNode {
-    /// Its node-name.
-    pub name: String,
-    /// Its driver's name, as in `driver=`.
-    pub kind: &'static str,
-    /// Options every node has.
-    pub common: Common,
-    /// What it does.
-    pub body: Body,
-    /// Its children.
-    pub shape: Shape,
-    /// The files its `map` may answer.
-    pub files: Vec<Arc<File>>,
-}
-
-impl Node {
-    fn new(new: NewNode) -> Node {
-        let NewNode {
-            name,
-            kind,
-            common,
-            body,
-            shape,
-            files,
-        } = new;
-        Node {
-            name,
-            kind,
-            common,
-            body,
-            shape,
-            files,
-            spec: None,
-            threshold: None,
-            bitmaps: Tracker::default(),
-        }
-    }
-
-    /// The same with other children.
-    fn with_shape(&self, shape: Shape) -> Node {
-        Node {
-            shape,
-            ..self.clone()
-        }
-    }
-
-    /// Are the two one node, whatever their children?
-    fn is(&self, other: &Node) -> bool {
-        match (&self.body, &other.body) {
-            (Body::Driver(a), Body::Driver(b)) => std::ptr::addr_eq(Arc::as_ptr(a), Arc::as_ptr(b)),
-            (Body::Filter(a), Body::Filter(b)) => std::ptr::addr_eq(Arc::as_ptr(a), Arc::as_ptr(b)),
-            _ => false,
-        }
-    }
-
-    /// Its node-name.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Its driver's name.
-    pub fn kind(&self) -> &'static str {
-        self.kind
-    }
-
-    /// Options every node has.
-    pub fn common(&self) -> Common {
-        self.common
-    }
-
-    /// What it does.
-    pub fn body(&self) -> &Body {
-        &self.body
-    }
-
-    /// Its children.
-    pub fn shape(&self) -> &Shape {
-        &self.shape
-    }
-
-    /// The files its `map` may answer.
-    pub fn files(&self) -> &[Arc<File>] {
-        &self.files
-    }
-
-    /// What it was opened with, or opened anew with since; the names in it of its children may have changed. `None` for a
-    /// node that nobody asked for in such words.
-    pub fn spec(&self) -> Option<&Arc<open::NodeSpec>> {
-        self.spec.as_ref()
-    }
-
-    /// Where somebody wants to know of a write, in bytes; 0 if nobody does, or if it was told.
-    pub fn write_threshold(&self) -> u64 {
-        let threshold = self.threshold.as_ref();
-        threshold.map_or(0, |threshold| threshold.at_bytes())
-    }
-
-    /// What was written to it, as its bitmaps note it.
-    #[inline]
-    pub fn bitmaps(&self) -> &Tracker {
-        &self.bitmaps
-    }
-
-    /// The file it is, if it is one.
-    pub fn origin(&self) -> Option<&Origin> {
-        match &self.body {
-            Body::Driver(driver) => driver.origin(),
-            Body::Filter(_) => None,
-        }
-    }
-
-    /// True if a write must be looked at, or refused, before it may be mapped.
-    pub fn writes_serve(&self) -> bool {
-        self.common.detect_zeroes != DetectZeroes::Off
-            || !self.common.takes_writes()
-            || self.threshold.is_some()
-    }
-}
 
 /// One generation.
 #[derive(Clone, Debug, Default)]
@@ -495,42 +250,6 @@ impl Graph {
     /// Is any?
     pub(crate) fn is_held(&self) -> bool {
         self.held.is_some()
-    }
-
-    /// Does a filter above rely on that child of `parent` staying the same?
-    fn is_frozen(&self, parent: NodeId, edge: &Edge) -> bool {
-        if !matches!(edge.role, Role::Filtered | Role::Image | Role::Cow) {
-            return false;
-        }
-        self.nodes().any(|(id, node)| {
-            let bottom = match node.body() {
-                Body::Driver(driver) => driver.frozen_until(),
-                Body::Filter(filter) => filter.frozen_until(),
-            };
-            let Some(bottom) = bottom else {
-                return false;
-            };
-            self.links_down_to(id, bottom)
-                .contains(&(parent, edge.child))
-        })
-    }
-
-    /// The links from `top` down the chain to the layer of that name.
-    fn links_down_to(&self, top: NodeId, bottom: &str) -> Vec<(NodeId, NodeId)> {
-        let mut links = Vec::new();
-        let mut at = top;
-        for _ in 0..crate::map::DEPTH_MAX {
-            let Some(node) = self.node(at) else { break };
-            let below = node.shape().filtered().or(self.cow_child(at));
-            match below.filter(|_| node.name() != bottom) {
-                Some(below) => {
-                    links.push((at, below));
-                    at = below;
-                }
-                None => break,
-            }
-        }
-        links
     }
 
     /// Adds a node and returns its id.

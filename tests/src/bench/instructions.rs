@@ -3,9 +3,12 @@
 //! The rule: io_uring is refused to the daemon here. valgrind 3.19 holds its only lock while a thread sleeps in
 //! io_uring_enter, so that every other thread stands still; on the thread pool everything above the engine is the same.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use serde_json::json;
 use tempfile::TempDir;
@@ -122,9 +125,33 @@ impl Subject {
     }
 }
 
+/// Measures all subjects and tells of each in their order. A valgrind runs on one processor, so there are as many as processors.
+pub fn each(file: &Path, mut tell: impl FnMut(&str, f64)) -> io::Result<()> {
+    let next = AtomicUsize::new(0);
+    let measure = || {
+        let mut counts = Vec::new();
+        while let Some(subject) = SUBJECTS.get(next.fetch_add(1, Ordering::Relaxed)) {
+            counts.push((*subject, per_request(subject, file)?));
+        }
+        Ok(counts)
+    };
+    let processors = thread::available_parallelism()?.get();
+    let counts: io::Result<Vec<Vec<_>>> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..processors).map(|_| scope.spawn(measure)).collect();
+        let ended = workers.into_iter().map(|worker| worker.join());
+        let panicked = |_| io::Error::other("a measuring thread panicked");
+        ended.map(|counts| counts.map_err(panicked)?).collect()
+    });
+    let counts: HashMap<&str, f64> = counts?.into_iter().flatten().collect();
+    SUBJECTS
+        .iter()
+        .for_each(|subject| tell(subject, counts[subject]));
+    Ok(())
+}
+
 /// Instructions per 4k request of one subject, bursts of 32, with polling off. Two runs of different length cancel what
 /// starting and stopping costs.
-pub fn per_request(subject: &str, file: &Path) -> io::Result<f64> {
+fn per_request(subject: &str, file: &Path) -> io::Result<f64> {
     let subject = Subject::by_name(subject, file)?;
     // How the pool's threads meet varies a little; the least is what the work itself takes.
     let least = |bursts| -> io::Result<u64> {

@@ -43,13 +43,7 @@ fn main() -> io::Result<()> {
     let dir = tempfile::tempdir()?;
     let file = filled_file(dir.path(), effort.file_bytes)?;
     if has("--instructions") {
-        return instructions::SUBJECTS.iter().try_for_each(|subject| {
-            println!(
-                "{subject} {:.0}",
-                instructions::per_request(subject, &file)?
-            );
-            Ok(())
-        });
+        return instructions::each(&file, |subject, count| println!("{subject} {count:.0}"));
     }
     println!(
         "{}; {} rounds of {:?}\n\n{}",

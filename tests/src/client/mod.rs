@@ -24,7 +24,7 @@ pub mod wire;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// How long anything may take before it counts as hung: ten seconds, or `TEST_PATIENCE_MS`. Generous, because it is
+/// How long anything may take before it counts as hung: half a minute, or `TEST_PATIENCE_MS`. Generous, because it is
 /// never an assertion about speed.
 pub fn patience() -> Duration {
     static PATIENCE: OnceLock<Duration> = OnceLock::new();
@@ -35,7 +35,7 @@ pub fn patience() -> Duration {
             .ok()
             .map(Duration::from_millis)
     };
-    *PATIENCE.get_or_init(|| from_env().unwrap_or(Duration::from_secs(10)))
+    *PATIENCE.get_or_init(|| from_env().unwrap_or(Duration::from_secs(30)))
 }
 
 /// The moment at which [`patience`] ends.

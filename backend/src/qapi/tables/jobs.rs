@@ -1,6 +1,7 @@
 //! Jobs (qapi/job.json).
 
-use super::nodes::{NEW_IMAGE_MODE, ON_CBW_ERROR};
+use super::node_commands::NEW_IMAGE_MODE;
+use super::nodes::ON_CBW_ERROR;
 use crate::qapi::{
     BOOL, Case, Enum, INT, Object, STR, Type, UINT32, enumeration, object, opt, req, union,
 };

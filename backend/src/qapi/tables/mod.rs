@@ -1,6 +1,7 @@
 //! The tables, by subject.
 
 pub mod bitmaps;
+pub mod blkdebug;
 pub mod chardevs;
 pub mod control;
 pub mod create;
@@ -8,6 +9,7 @@ pub mod exports;
 pub mod fdsets;
 pub mod introspect;
 pub mod jobs;
+pub mod node_commands;
 pub mod nodes;
 pub mod objects;
 pub mod queries;

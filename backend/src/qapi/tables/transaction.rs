@@ -4,7 +4,7 @@ use super::EMPTY;
 use super::bitmaps::{BLOCK_DIRTY_BITMAP_ADD, BLOCK_DIRTY_BITMAP_MERGE};
 use super::exports::BLOCK_DIRTY_BITMAP;
 use super::jobs::{BLOCKDEV_BACKUP, DRIVE_BACKUP};
-use super::nodes::{BLOCKDEV_SNAPSHOT, BLOCKDEV_SNAPSHOT_INTERNAL, BLOCKDEV_SNAPSHOT_SYNC};
+use super::node_commands::{BLOCKDEV_SNAPSHOT, BLOCKDEV_SNAPSHOT_INTERNAL, BLOCKDEV_SNAPSHOT_SYNC};
 use crate::qapi::{Case, Enum, Object, Type, enumeration, object, opt, req, union};
 
 /// Arguments of `transaction`.

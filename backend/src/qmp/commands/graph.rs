@@ -5,7 +5,7 @@ use super::{Command, NOTHING, command, done};
 use crate::cli::{self, Object, Refusal};
 use crate::daemon::{Completion, NewImage, SnapshotSync};
 use crate::qapi::Type;
-use crate::qapi::tables::nodes::{
+use crate::qapi::tables::node_commands::{
     BLOCK_RESIZE_ARG, BLOCK_SET_WRITE_THRESHOLD_ARG, BLOCKDEV_REOPEN_ARG, BLOCKDEV_SET_ACTIVE_ARG,
     BLOCKDEV_SNAPSHOT, BLOCKDEV_SNAPSHOT_DELETE_INTERNAL_SYNC_ARG, BLOCKDEV_SNAPSHOT_INTERNAL,
     BLOCKDEV_SNAPSHOT_SYNC, CHANGE_BACKING_FILE_ARG,

@@ -2,7 +2,8 @@
 
 use super::{Command, NOTHING, command, done};
 use crate::cli::{self, Object};
-use crate::qapi::tables::nodes::{BLOCKDEV_DEL_ARG, BLOCKDEV_OPTIONS};
+use crate::qapi::tables::node_commands::BLOCKDEV_DEL_ARG;
+use crate::qapi::tables::nodes::BLOCKDEV_OPTIONS;
 use crate::qmp::{Context, QmpError};
 use serde_json::Value;
 

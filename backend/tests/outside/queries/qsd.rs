@@ -44,7 +44,9 @@ impl Qsd {
 
     pub fn ask(&mut self, command: &str, arguments: &Value) -> Value {
         let ask = json!({"execute": command, "arguments": arguments});
-        writeln!(self.stream.get_mut(), "{ask}").unwrap();
+        // In one piece: it is gone before the end of a line that asks it to quit.
+        let line = format!("{ask}\n");
+        self.stream.get_mut().write_all(line.as_bytes()).unwrap();
         loop {
             let mut answer = self.line();
             if let Some(value) = answer.get_mut("return") {

@@ -5,156 +5,31 @@
 //! has its [`Parts`] say so too, since it may be out of the set and on its way. What is under way is bounded in number and bytes;
 //! a job that is to rest or to end begins nothing more, and does so when what is under way is over.
 
+mod ends;
 mod find;
 mod parts;
+mod plan;
 mod work_set;
 
 pub use find::find_work;
 pub use parts::{Look, Parts, Select, Transfer, What, Writing, Zeroes, read};
+pub use plan::{Bounds, CopyError, CopyPlan, Counts, ErrorPolicy, Ignored, Waits, Walked};
 pub use work_set::WorkSet;
 
-use super::errors::{ErrorAction, Failure, OnError, Operation};
+use super::errors::Failure;
 use super::rate::Rate;
-use super::steer::Cancel;
 use super::worker::Worker;
 use super::{Progress, Word};
 use crate::clock;
-use crate::node::NodeId;
 use crate::units::Span;
-use parts::SharedParts;
 use ring::{Errno, Wait};
 use std::cell::RefCell;
-use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
 
 /// How far ahead is looked for what may be skipped: 1 GiB of the usual units.
 const LOOK_UNITS_MAX: u64 = 1 << 14;
 /// Failures that are ignored are tried again after this.
 const RETRY_NS: u64 = 100_000_000;
-
-/// What may be under way at once, as in QEMU's block-copy: so many copies, of so many bytes together.
-#[derive(Clone, Copy, Debug)]
-pub struct Bounds {
-    /// The most that is copied as one.
-    pub chunk_bytes: u64,
-    /// How many copies.
-    pub copies_max: usize,
-    /// Of how many bytes together; one copy is always allowed.
-    pub bytes_max: u64,
-}
-
-impl Default for Bounds {
-    fn default() -> Bounds {
-        Bounds {
-            chunk_bytes: 1 << 20,
-            copies_max: 64,
-            bytes_max: 16 << 20,
-        }
-    }
-}
-
-/// What becomes of a failure that is ignored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ignored {
-    /// The range is left out, and the job fails at its end.
-    LeftOut,
-    /// It is tried again.
-    Retried,
-}
-
-/// How a job's progress is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Counts {
-    /// Its total is known at the beginning.
-    Steps,
-    /// What is left is what is in the work set, which guests add to.
-    Left,
-}
-
-/// What is done about failures.
-#[derive(Clone, Copy, Debug)]
-pub struct ErrorPolicy {
-    /// About those of reading.
-    pub read: OnError,
-    /// About those of writing.
-    pub write: OnError,
-    /// About those that are ignored.
-    pub ignored: Ignored,
-}
-
-impl ErrorPolicy {
-    /// The same for both.
-    pub fn both(on_error: OnError, ignored: Ignored) -> ErrorPolicy {
-        ErrorPolicy {
-            read: on_error,
-            write: on_error,
-            ignored,
-        }
-    }
-
-    fn of(&self, operation: Operation) -> OnError {
-        match operation {
-            Operation::Read => self.read,
-            Operation::Write => self.write,
-        }
-    }
-}
-
-/// A copy to be made.
-#[derive(Debug)]
-pub struct CopyPlan {
-    /// What is copied, and how.
-    pub parts: SharedParts,
-    /// The nodes it uses: while one of them is held, nothing begins.
-    pub nodes: Vec<NodeId>,
-    /// What is to be copied; others may add to it and remove from it.
-    pub work: Arc<WorkSet>,
-    /// What may be under way.
-    pub bounds: Bounds,
-    /// What is done about failures.
-    pub errors: ErrorPolicy,
-    /// How its progress is counted.
-    pub counts: Counts,
-}
-
-/// Does a step wait for what is under way?
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Waits {
-    /// Until something has happened.
-    Yes,
-    /// Not at all.
-    No,
-}
-
-impl Waits {
-    fn or(self, wait: Wait) -> Wait {
-        match self {
-            Waits::Yes => wait,
-            Waits::No => Wait::Not,
-        }
-    }
-}
-
-/// How a walk over the work ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Walked {
-    /// There is nothing left to copy.
-    All,
-    /// The job is to end.
-    Cancelled(Cancel),
-}
-
-/// Why it could not go on.
-#[derive(Debug, thiserror::Error)]
-pub enum CopyError {
-    /// A transfer failed, and that is reported.
-    #[error("{}", crate::graph::errno_text(&(*.0).into()))]
-    Transfer(Errno),
-    /// The ring is gone.
-    #[error("cannot go on: {0}")]
-    Ring(#[from] io::Error),
-}
 
 /// What a task has done.
 #[derive(Debug)]
@@ -387,116 +262,5 @@ impl<'a> Copier<'a> {
             let copied = parts.copy(&io, span).await;
             done.borrow_mut().push(Done::Copied(span, copied));
         });
-    }
-
-    fn turn(&mut self, wait: Wait) -> Result<(), CopyError> {
-        self.worker.turn(wait)?;
-        for done in self.done.take() {
-            match done {
-                Done::Looked(span, look) => self.looked(span, look),
-                Done::Copied(span, copied) => self.copied(span, copied),
-            }
-        }
-        self.hear_of_others();
-        self.count();
-        Ok(())
-    }
-
-    /// What others could not copy is a failure like its own.
-    fn hear_of_others(&mut self) {
-        if let Some((span, failure)) = self.plan.work.take_failed() {
-            self.failed(span, failure);
-        }
-    }
-
-    fn count(&self) {
-        if self.plan.counts == Counts::Left {
-            let out = self.looking.or(self.next).map_or(0, |span| span.len);
-            let left = self.plan.work.left_bytes() + self.copying_bytes + out;
-            self.progress.set_remaining(left);
-        }
-    }
-
-    /// What has been looked at is either skipped, as far as that goes, or its first chunk is the next to be copied. The rest is
-    /// to be looked at again.
-    fn looked(&mut self, span: Span, look: Result<Look, Failure>) {
-        self.looking = None;
-        let chunk = self.chunk(span);
-        let look = match look {
-            Ok(look) => look,
-            Err(failure) => {
-                self.plan.work.add(span.after(chunk.len));
-                return self.failed(chunk, failure);
-            }
-        };
-        let unit = self.plan.work.unit_bytes();
-        let alike = span.first(look.len);
-        let whole = match alike.end() == span.end() {
-            true => alike,
-            false => span.first(look.len - (alike.end() % unit).min(look.len)),
-        };
-        let skips = look.what == What::Skip && !whole.is_empty();
-        let taken = match look.what {
-            What::Skip if skips => whole,
-            // No bytes go anywhere: as much as may be under way.
-            What::Zero if whole.len > chunk.len => self.most_of(whole),
-            _ => chunk,
-        };
-        self.cursor = taken.end();
-        self.plan.work.add(span.after(taken.len));
-        match skips {
-            true => self.progress.advance(whole.len),
-            false => self.next = Some(taken),
-        }
-    }
-
-    fn copied(&mut self, span: Span, copied: Result<(), Failure>) {
-        self.copies -= 1;
-        self.copying_bytes -= span.len;
-        match copied {
-            Ok(()) => self.progress.advance(span.len),
-            Err(failure) => self.failed(span, failure),
-        }
-    }
-
-    fn failed(&mut self, span: Span, failure: Failure) {
-        let Failure { operation, errno } = failure;
-        let action = self.plan.errors.of(operation).action(errno);
-        let leaves_out =
-            action == ErrorAction::Ignore && self.plan.errors.ignored == Ignored::LeftOut;
-        match leaves_out {
-            true => {
-                self.left_out.get_or_insert(errno);
-                self.progress.advance(span.len);
-            }
-            false => self.put_back(span),
-        }
-        // One that stops the job, or ends it, is told once.
-        let stopped = self.reported.is_some() || self.worker.steer().wish().pause;
-        if action != ErrorAction::Ignore && stopped {
-            return;
-        }
-        (self.tell)(Word::Failed {
-            operation,
-            action,
-            errno,
-        });
-        match action {
-            ErrorAction::Report => self.reported = Some(errno),
-            ErrorAction::Stop => self.worker.steer().change(|wish| wish.pause = true),
-            ErrorAction::Ignore if leaves_out => {}
-            ErrorAction::Ignore => self.retry_at_ns = clock::exact_ns().saturating_add(RETRY_NS),
-        }
-    }
-
-    fn put_back_next(&mut self) {
-        if let Some(span) = self.next.take() {
-            self.put_back(span);
-        }
-    }
-
-    fn put_back(&mut self, span: Span) {
-        self.plan.work.add(span);
-        self.cursor = self.cursor.min(span.at);
     }
 }
