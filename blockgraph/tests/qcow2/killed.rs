@@ -18,7 +18,7 @@ const TIGHT: u64 = 800 << 10;
 
 /// A log that outlives its image.
 #[derive(Debug, Default)]
-struct Log(Mutex<Kept>);
+pub struct Log(Mutex<Kept>);
 
 #[derive(Debug, Default)]
 struct Kept {
@@ -56,7 +56,7 @@ impl MapLog for Log {
 }
 
 impl Log {
-    fn changes(&self) -> Vec<Change> {
+    pub fn changes(&self) -> Vec<Change> {
         self.0.lock().expect("not poisoned").changes.clone()
     }
 }
@@ -81,7 +81,8 @@ struct Rig {
     name: String,
 }
 
-fn keep(bench: &mut Bench, node: NodeId, log: &Arc<Log>) {
+/// What becomes of the image's map is in `log`, too, from now on.
+pub fn keep(bench: &mut Bench, node: NodeId, log: &Arc<Log>) {
     let log: Arc<dyn MapLog> = log.clone();
     let kept = sim::with(bench, node, async move |image, io| {
         image.keep_log(io, log).await
@@ -89,7 +90,8 @@ fn keep(bench: &mut Bench, node: NodeId, log: &Arc<Log>) {
     assert_eq!(kept, Ok(()));
 }
 
-fn replay(bench: &mut Bench, node: NodeId, changes: Vec<Change>) -> Result<usize, ReplayError> {
+/// What an earlier process had in memory is on disk after this.
+pub fn replay(bench: &mut Bench, node: NodeId, changes: Vec<Change>) -> Result<usize, ReplayError> {
     sim::with(bench, node, async move |image, io| {
         image.replay(io, &changes).await
     })

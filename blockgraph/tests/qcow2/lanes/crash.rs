@@ -119,7 +119,7 @@ fn show(world: &World, files: &Images, flags: bool) {
 }
 
 /// Those that were made, and not one that was deleted; of what was under way, one or the other.
-fn snapshots_are_there(world: &World, bench: &mut Bench, node: NodeId) -> Vec<String> {
+pub fn snapshots_are_there(world: &World, bench: &mut Bench, node: NodeId) -> Vec<String> {
     let there = names(bench, node);
     let under_way = world.admin.as_ref().map(|(admin, _)| admin);
     for kept in &world.kept {
@@ -139,7 +139,7 @@ fn snapshots_are_there(world: &World, bench: &mut Bench, node: NodeId) -> Vec<St
     there
 }
 
-fn snapshot_is_right(world: &World, name: &str, content: &[Version]) {
+pub fn snapshot_is_right(world: &World, name: &str, content: &[Version]) {
     match world.kept.iter().find(|kept| kept.name == name) {
         Some(kept) => {
             let wrong = kept.content.iter().zip(content).position(|(a, b)| a != b);

@@ -8,6 +8,7 @@ mod admin;
 mod crash;
 mod discard;
 mod errors;
+mod killed;
 mod model;
 mod sizes;
 mod traffic;

@@ -75,7 +75,8 @@ impl Run {
         seen.resized += world.resized;
     }
 
-    fn step(&self, world: &mut World, step: usize) {
+    /// Begins something or not, and lets the lanes go on.
+    pub fn step(&self, world: &mut World, step: usize) {
         let lane = world.chance.below(world.lanes.len() as u64) as usize;
         match world.chance.below(10) {
             0..5 if world.under_way() < 2 * self.lanes => request(world, lane),
