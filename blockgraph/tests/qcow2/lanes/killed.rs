@@ -5,8 +5,8 @@ use super::admin::snapshot;
 use super::crash::{active_is_right, snapshot_is_right, snapshots_are_there};
 use super::support::modes;
 use super::support::sim;
-use super::traffic::{Admins, RUN, Run, close};
-use super::world::{ROOM, Start, World};
+use super::traffic::{Admins, RUN, Run};
+use super::world::{ROOM, World};
 use crate::killed::{Log, keep, replay};
 use blockgraph::Mode;
 use blockgraph::driver::qcow2::Options;
@@ -57,32 +57,10 @@ fn go(run: Run, seeds: std::ops::Range<u64>) -> Seen {
     let mut seen = Seen::default();
     for seed in seeds {
         for mode in modes(seed) {
-            let mut world = World::new(Start {
-                options: run.options,
-                sectors: run.sectors,
-                below: run.below,
-                lanes: run.lanes,
-                mode,
-                seed,
-                weather: Weather::ROUGH,
-            });
-            println!("{}", world.name);
-            let log = Arc::new(Log::default());
-            let node = world.node;
+            let mut world = run.world(seed, mode);
+            let (node, log) = (world.node, Arc::new(Log::default()));
             keep(&mut world.lanes[0], node, &log);
-            for step in 0..run.steps {
-                run.step(&mut world, step);
-                let chance = match world.admin {
-                    Some(_) => run.crashes.0,
-                    None => run.crashes.1,
-                };
-                if world.chance.below(100) < chance {
-                    kill(&mut world, &log, &mut seen);
-                }
-            }
-            world.settle();
-            kill(&mut world, &log, &mut seen);
-            close(&mut world);
+            run.drive(&mut world, |world| kill(world, &log, &mut seen));
         }
     }
     println!("{seen:?}");

@@ -40,43 +40,44 @@ pub enum Admins {
 
 impl Run {
     pub fn go(self, seed: u64, mode: Mode, seen: &mut Seen) {
-        let Run {
-            options,
-            sectors,
-            below,
-            lanes,
-            ..
-        } = self;
-        let weather = Weather::ROUGH;
-        let start = Start {
-            options,
-            sectors,
-            below,
-            lanes,
+        let mut world = self.world(seed, mode);
+        self.drive(&mut world, |world| crash(world, seen));
+        seen.resized += world.resized;
+    }
+
+    /// The world it begins with.
+    pub fn world(&self, seed: u64, mode: Mode) -> World {
+        let world = World::new(Start {
+            options: self.options,
+            sectors: self.sectors,
+            below: self.below,
+            lanes: self.lanes,
             mode,
             seed,
-            weather,
-        };
-        let mut world = World::new(start);
+            weather: Weather::ROUGH,
+        });
         println!("{}", world.name);
+        world
+    }
+
+    /// Lets the world go its way, and ends it in thought, by `end`, now and then and when all is over.
+    pub fn drive(&self, world: &mut World, mut end: impl FnMut(&mut World)) {
         for step in 0..self.steps {
-            self.step(&mut world, step);
+            self.step(world, step);
             let chance = match world.admin {
                 Some(_) => self.crashes.0,
                 None => self.crashes.1,
             };
             if world.chance.below(100) < chance {
-                crash(&mut world, seen);
+                end(world);
             }
         }
         world.settle();
-        crash(&mut world, seen);
-        close(&mut world);
-        seen.resized += world.resized;
+        end(world);
+        close(world);
     }
 
-    /// Begins something or not, and lets the lanes go on.
-    pub fn step(&self, world: &mut World, step: usize) {
+    fn step(&self, world: &mut World, step: usize) {
         let lane = world.chance.below(world.lanes.len() as u64) as usize;
         match world.chance.below(10) {
             0..5 if world.under_way() < 2 * self.lanes => request(world, lane),
